@@ -1,0 +1,59 @@
+//! The one error type of the library. Each variant names what happened and where; `fuse` maps it to an errno with
+//! an exhaustive match, the command line prints its one line.
+
+use crate::units::FileId;
+use std::io;
+use thiserror::Error;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A system call on a backing path failed.
+    #[error("{action} {path}: {source}")]
+    Io {
+        action: &'static str,
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    /// Bytes on disk do not decode or do not match their checksum.
+    #[error("corrupt {what} in {path} at offset {offset}: {why}")]
+    Corrupt { what: &'static str, path: String, offset: u64, why: String },
+    /// A tier path is missing, foreign, swapped or stale (I7).
+    #[error("tier `{tier}` at {path}: {why}")]
+    WrongTier { tier: String, path: String, why: String },
+    /// The log failed; the volume accepts nothing more until it is mounted again (I5).
+    #[error("volume is read-only since a log failure: {why}")]
+    ReadOnly { why: String },
+    /// No tier has room for new blocks (I10).
+    #[error("no space left on any tier")]
+    NoSpace,
+    /// The log has no room at this moment; the caller may wait.
+    #[error("the write log is full")]
+    LogFull,
+    /// The call would have to wait for a slow device or for log space; call again where waiting is allowed.
+    #[error("would wait")]
+    WouldWait,
+    /// This file may not be touched: its identity or content was changed behind the mount (R10, R13).
+    #[error("file {file}: {why}")]
+    Untrusted { file: FileId, why: String },
+    /// A request that makes no sense: the text names the argument, the value, and what is allowed.
+    #[error("{0}")]
+    Invalid(String),
+    /// The volume is in use, or something is in use that must not be.
+    #[error("{0}")]
+    Busy(String),
+    /// The thing asked for is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// The state database refused.
+    #[error("state database {path}: {why}")]
+    State { path: String, why: String },
+}
+
+impl Error {
+    pub fn io(action: &'static str, path: impl Into<String>, source: io::Error) -> Error {
+        Error::Io { action, path: path.into(), source }
+    }
+}
