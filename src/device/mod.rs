@@ -78,5 +78,6 @@ pub mod clock;
 pub mod real;
 pub mod sim;
 pub mod sys;
+pub mod sys_home;
 
 pub use aligned::AlignedBuf;
