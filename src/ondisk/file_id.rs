@@ -77,10 +77,7 @@ impl FileIdentity {
         let why = if self.volume != volume {
             format!("its identity belongs to another volume, {}", self.volume)
         } else if self.home_inode != inode {
-            format!(
-                "it was copied behind the mount (identity of inode {} found on inode {inode})",
-                self.home_inode
-            )
+            format!("it was copied behind the mount (identity of inode {} found on inode {inode})", self.home_inode)
         } else {
             return Ok(self.file);
         };
@@ -137,7 +134,7 @@ mod tests {
             0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff, //
             0x08, 0x07, 0x06, 0x05, 0x04, 0x03, 0x02, 0x01, //
             0x18, 0x17, 0x16, 0x15, 0x14, 0x13, 0x12, 0x11, //
-            0x00, 0x00, 0x00, 0x00,
+            0x89, 0xd9, 0xce, 0xda,
         ];
         assert_eq!(sample().encode(), golden);
         assert_eq!(FileIdentity::decode(&golden, "f").unwrap(), sample());

@@ -144,8 +144,7 @@ impl TierIdentity {
         let name_len = name_len.ok_or_else(|| too_long("tier name", &self.name, NAME_MAX_BYTES))?;
         let directory_len =
             u16::try_from(self.directory.len()).ok().filter(|&len| usize::from(len) <= DIRECTORY_MAX_BYTES);
-        let directory_len =
-            directory_len.ok_or_else(|| too_long("directory", &self.directory, DIRECTORY_MAX_BYTES))?;
+        let directory_len = directory_len.ok_or_else(|| too_long("directory", &self.directory, DIRECTORY_MAX_BYTES))?;
         let length = NAME_AT + self.name.len() + self.directory.len() + CRC_BYTES;
         let mut bytes = Vec::with_capacity(length);
         bytes.extend_from_slice(&MAGIC);
@@ -241,7 +240,8 @@ mod tests {
             b'H', b'E', b'A', b'T', b'T', b'I', b'E', b'R', 1, 0, 0, 0, 63, 0, 0, 0, //
             0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff, //
             8, 7, 6, 5, 4, 3, 2, 1, 1, 3, 4, 1, 2, 4, 7, 0, //
-            b's', b'a', b't', b'a', b'/', b's', b'r', b'v', b'/', b'p', b'g', 0, 0, 0, 0,
+            b's', b'a', b't', b'a', b'/', b's', b'r', b'v', b'/', b'p', b'g', //
+            0x7e, 0xa9, 0xbc, 0x1b,
         ];
         assert_eq!(sample().encode().unwrap(), golden);
         assert_eq!(TierIdentity::decode(golden, "t").unwrap(), sample());
@@ -278,11 +278,8 @@ mod tests {
         let long_name = TierIdentity { name: "n".repeat(NAME_MAX_BYTES + 1), ..sample() };
         let long_path = TierIdentity { directory: "d".repeat(DIRECTORY_MAX_BYTES + 1), ..sample() };
         assert!(long_name.encode().is_err() && long_path.encode().is_err());
-        let longest = TierIdentity {
-            name: "n".repeat(NAME_MAX_BYTES),
-            directory: "d".repeat(DIRECTORY_MAX_BYTES),
-            ..sample()
-        };
+        let longest =
+            TierIdentity { name: "n".repeat(NAME_MAX_BYTES), directory: "d".repeat(DIRECTORY_MAX_BYTES), ..sample() };
         let bytes = longest.encode().unwrap();
         assert_eq!(bytes.len(), IDENTITY_MAX_BYTES);
         assert_eq!(TierIdentity::decode(&bytes, "t").unwrap(), longest);

@@ -227,11 +227,7 @@ fn verify_position(
         )));
     }
     if usize::from(identity.tiers) != places.len() {
-        return Err(place.wrong(format!(
-            "its volume has {} tiers, but {} are listed",
-            identity.tiers,
-            places.len()
-        )));
+        return Err(place.wrong(format!("its volume has {} tiers, but {} are listed", identity.tiers, places.len())));
     }
     if identity.name != place.name {
         return Err(place.wrong(format!("is named `{}` in its volume", identity.name)));
@@ -388,3 +384,6 @@ fn read_holder(file: &mut File) -> String {
         _ => "(unknown)".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;
