@@ -51,6 +51,9 @@ pub fn open(base: &Path) -> (Arc<Volume>, Arc<Namespace>) {
 pub fn serve() {
     let Some(base) = std::env::var_os(DIRECTORY).map(PathBuf::from) else { return };
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    if !base.join("fast").exists() {
+        create(&base);
+    }
     let (volume, namespace) = open(&base);
     volume.start_threads().unwrap();
     let served =
@@ -94,8 +97,6 @@ impl Mount {
             return None;
         }
         let base = tempfile::tempdir().unwrap();
-        create(base.path());
-        std::os::unix::fs::chown(base.path(), Some(0), Some(0)).unwrap();
         open_to_all(base.path());
         let (child, to, from) = spawn(base.path());
         let mut mount = Mount { base, child, to: Some(to), from };
