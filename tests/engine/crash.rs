@@ -92,7 +92,7 @@ fn every_crash_point_of_small_workloads_recovers_to_a_prefix() {
 
 #[test]
 fn many_crash_points_of_long_workloads_recover_to_a_prefix() {
-    let points: u64 = (1000..1030).map(|seed| enumerate(seed, 80, 7)).sum();
+    let points: u64 = (1000..1030).map(|seed| enumerate(seed, 80, 4)).sum();
     println!("{points} crash points");
     assert!(points >= 5_000, "only {points} crash points were tried");
 }
