@@ -1,0 +1,64 @@
+//! What the control interface may see and ask of a running daemon.
+
+use super::settings::Settings;
+use crate::device::clock::monotonic_now;
+use crate::error::Result;
+use crate::namespace::Namespace;
+use crate::volume::Volume;
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What the main thread is woken by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Event {
+    /// SIGTERM, SIGINT, or a request for them.
+    Stop { force: bool },
+    /// The kernel ended the session: somebody unmounted the volume.
+    Unmounted,
+}
+
+/// A volume that is being served.
+pub struct Served {
+    pub settings: Settings,
+    pub volume: Arc<Volume>,
+    pub namespace: Arc<Namespace>,
+    started: Instant,
+    events: Sender<Event>,
+    stopping: Mutex<Option<String>>,
+}
+
+impl Served {
+    pub(super) fn new(settings: Settings, volume: Arc<Volume>, namespace: Arc<Namespace>, events: Sender<Event>) -> Served {
+        Served { settings, volume, namespace, started: monotonic_now(), events, stopping: Mutex::new(None) }
+    }
+
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Begins to stop; answers at once. With `force` the mount is detached even while it is busy.
+    pub fn ask_to_stop(&self, force: bool) {
+        // The channel is unbounded and its receiver lives as long as the process serves.
+        let _ = self.events.send(Event::Stop { force });
+    }
+
+    /// What stopping waits for; None while nobody has asked for it.
+    pub fn stopping(&self) -> Option<String> {
+        self.stopping.lock().clone()
+    }
+
+    pub(super) fn set_stopping(&self, waiting_for: String) {
+        *self.stopping.lock() = Some(waiting_for);
+    }
+}
+
+/// The control interface, as the daemon needs it. It lies in a room above, so whoever runs the daemon brings it.
+pub trait Control: Send {
+    /// Does its thread answer within this time?
+    fn is_alive(&self, within: Duration) -> bool;
+}
+
+/// Starts the control interface; it ends when what is returned is dropped.
+pub type StartControl = fn(Arc<Served>) -> Result<Box<dyn Control>>;
