@@ -1,1 +1,3 @@
-//! (being built)
+//! What a tier path holds: its identity.
+
+pub mod identity;
