@@ -242,3 +242,32 @@ pub struct Counters {
     pub checkpoint_us: u64,
     pub writer_waits: u64,
 }
+
+/// What the engine tells whoever watches accesses (the heat recorder). Called on the data path: must be cheap and never block on I/O.
+pub trait AccessObserver: Send + Sync {
+    fn on_read_miss(
+        &self,
+        file: FileId,
+        first: BlockNo,
+        last: BlockNo,
+        offset: u64,
+        len: u32,
+        tier: Option<TierId>,
+        latency_us: u32,
+    );
+    fn on_write(&self, file: FileId, offset: u64, len: u32, is_log_file: bool);
+    fn on_file_gone(&self, file: FileId);
+}
+
+impl Volume {
+    pub fn set_observer(&self, observer: Arc<dyn AccessObserver>) {
+        todo!()
+    }
+    pub fn files(&self) -> Vec<FileId> {
+        todo!()
+    }
+    /// Runs of blocks with the same location: first block, count, tier (None: a hole or only in the log).
+    pub fn block_map(&self, file: &File) -> Vec<(BlockNo, u64, Option<TierId>)> {
+        todo!()
+    }
+}
