@@ -6,7 +6,7 @@
 //!  8  version = 1                  u32
 //! 12  block bytes                  u32
 //! 16  volume id                    16
-//! 32  epochs                       u32
+//! 32  exposure in epochs           f32 as bits u32
 //! 36  chunks                       u32
 //! 40  CRC32C of 0..40              u32
 //! 44  chunks, each:
@@ -22,7 +22,6 @@ use super::recorder::{ChunkKey, Recorder};
 use crate::device::{Device, OpenMode};
 use crate::error::{Error, Result};
 use crate::units::FileId;
-use std::sync::atomic::Ordering;
 
 /// Name of the file in the fastest tier's path.
 pub const HEAT_FILE: &str = "heat.bin";
@@ -63,12 +62,12 @@ impl Recorder {
         let mut bytes = vec![0u8; usize::try_from(len).unwrap_or(0)];
         let read = file.read_at(&mut bytes, 0).map_err(fail("read"))?;
         bytes.truncate(read);
-        let (epochs, chunks) =
+        let (exposure, chunks) =
             decode(&bytes, self.settings().block_bytes, volume).map_err(|(offset, why)| corrupt(offset, why))?;
         for (key, chunk) in chunks {
             self.insert(key, chunk);
         }
-        self.epochs.store(epochs, Ordering::Relaxed);
+        *self.exposure.lock() = exposure;
         Ok(true)
     }
 
@@ -97,7 +96,7 @@ impl Recorder {
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&self.settings().block_bytes.to_le_bytes());
         bytes.extend_from_slice(volume);
-        bytes.extend_from_slice(&self.epochs.load(Ordering::Relaxed).to_le_bytes());
+        bytes.extend_from_slice(&self.exposure.lock().to_bits().to_le_bytes());
         bytes.extend_from_slice(&chunks.to_le_bytes());
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
         bytes.extend_from_slice(&body);
@@ -106,7 +105,7 @@ impl Recorder {
     }
 }
 
-type Decoded = (u32, Vec<(ChunkKey, Box<Chunk>)>);
+type Decoded = (f32, Vec<(ChunkKey, Box<Chunk>)>);
 
 /// Offset and reason when the bytes are not a heat file of this volume.
 fn decode(bytes: &[u8], block_bytes: u32, volume: &[u8; 16]) -> std::result::Result<Decoded, (u64, &'static str)> {
@@ -115,7 +114,7 @@ fn decode(bytes: &[u8], block_bytes: u32, volume: &[u8; 16]) -> std::result::Res
         return Err((0, "no magic"));
     }
     let (version, block, id) = (head.u32()?, head.u32()?, head.array::<16>()?);
-    let (epochs, chunks) = (head.u32()?, head.u32()?);
+    let (exposure, chunks) = (f32::from_bits(head.u32()?), head.u32()?);
     let covered = bytes.get(..head.at).ok_or((0, "too short"))?;
     if crc32c::crc32c(covered) != head.u32()? {
         return Err((0, "header checksum"));
@@ -125,6 +124,9 @@ fn decode(bytes: &[u8], block_bytes: u32, volume: &[u8; 16]) -> std::result::Res
     }
     if block != block_bytes || id != *volume {
         return Err((12, "of another volume or block size"));
+    }
+    if !exposure.is_finite() || exposure < 0.0 {
+        return Err((32, "an exposure that is no number"));
     }
     let body = bytes.get(HEADER..bytes.len().saturating_sub(4)).ok_or((44, "too short"))?;
     let mut tail = Cursor { bytes, at: HEADER + body.len() };
@@ -150,7 +152,7 @@ fn decode(bytes: &[u8], block_bytes: u32, volume: &[u8; 16]) -> std::result::Res
         }
         decoded.push((key, chunk));
     }
-    Ok((epochs, decoded))
+    Ok((exposure, decoded))
 }
 
 struct Cursor<'a> {

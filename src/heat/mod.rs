@@ -1,7 +1,7 @@
 //! The recorder: which blocks are read from devices and written, how often, lately.
 //!
-//! The engine calls a [`Recorder`] for every page-cache miss and every write; it counts per block and per epoch, and
-//! folds the counts into a decaying mean when an epoch ends ([`Recorder::roll`]). Whoever places blocks asks for
+//! The engine calls a [`Recorder`] for every page-cache miss and every write; it counts per block, and
+//! folds the counts into decaying sums every now and then ([`Recorder::roll`]). Whoever places blocks asks for
 //! the *heat*: accesses predicted for the next epoch. Sequential streams are not counted, because a scan says nothing about what
 //! is read next and a disk serves it well; writes count by a weight, and records of log files not at all, because they die in the log.
 //!

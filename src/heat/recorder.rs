@@ -23,7 +23,9 @@ const CHUNK_COST_BYTES: u64 = 2048 + 64;
 pub struct HeatSettings {
     /// Unit of counting: the volume's block, in bytes.
     pub block_bytes: u32,
-    /// Epochs after which an access counts half.
+    /// Epochs after which an access counts half. An epoch is the unit of time that heat is expressed in, typically five minutes; the
+    /// caller rolls as often as it likes, by fractions of one. Blocks near a tier's cut are read minutes apart, so a
+    /// memory of less than half an hour sees only noise there.
     pub half_life_epochs: f32,
     /// What a write counts, a read miss being 1. A write is paid when it is coalesced: a seek on a disk, behind the scenes and partly
     /// absorbed by the disk's cache, so it is worth less than a reader's wait.
@@ -38,14 +40,21 @@ impl HeatSettings {
     }
 }
 
-/// A block that was missed on a slow tier often enough to be worth moving before the epoch ends.
+/// A block that was missed on a slow tier often enough to be worth moving before the next roll.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HotMiss {
     pub file: FileId,
     pub block: BlockNo,
     pub tier: TierId,
-    /// Predicted accesses per epoch, the running epoch's so far included.
-    pub heat: f32,
+}
+
+/// What is known of a file as a whole, as of the last roll.
+#[derive(Clone, Copy, Debug, Default)]
+struct FileSum {
+    /// Decayed sum over the file's blocks.
+    past: f32,
+    /// Blocks of the file, as last told; 0: not yet.
+    blocks: u64,
 }
 
 /// What is known of a file's accesses beyond its blocks.
@@ -53,13 +62,15 @@ struct FileState {
     reads: Streams,
     writes: Streams,
     log_file: bool,
-    /// Running epoch when last touched, for forgetting.
+    /// Roll when last touched, for forgetting.
     touched: u32,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RecorderStatus {
-    pub epochs: u32,
+    /// Weight of the past, in epochs: grows towards the half-life / ln 2.
+    pub exposure_epochs: f32,
+    pub rolls: u32,
     pub chunks: u64,
     pub memory_bytes: u64,
     pub memory_limit_bytes: u64,
@@ -79,11 +90,13 @@ pub struct Recorder {
     settings: HeatSettings,
     pub(super) chunks: Vec<Mutex<HashMap<ChunkKey, Box<Chunk>>>>,
     files: Vec<Mutex<HashMap<FileId, FileState>>>,
-    /// Decayed sum over each file's blocks, as of the last epoch's end.
-    sums: Mutex<HashMap<FileId, f32>>,
+    sums: Mutex<HashMap<FileId, FileSum>>,
     /// Files removed in this epoch: their chunks go at its end, not on the data path. Ids are never reused.
     gone: Mutex<HashSet<FileId>>,
-    pub(super) epochs: AtomicU32,
+    rolls: AtomicU32,
+    /// Decayed length of the past, in epochs: what a decayed sum is divided by to give accesses per epoch, so that a young
+    /// recorder is not biased towards zero.
+    pub(super) exposure: Mutex<f32>,
     hot_threshold: AtomicU16,
     hot_from_tier: AtomicU8,
     hot_out: Sender<HotMiss>,
@@ -104,7 +117,8 @@ impl Recorder {
             files: (0..SHARDS).map(|_| Mutex::default()).collect(),
             sums: Mutex::default(),
             gone: Mutex::default(),
-            epochs: AtomicU32::new(0),
+            rolls: AtomicU32::new(0),
+            exposure: Mutex::new(0.0),
             hot_threshold: AtomicU16::new(u16::MAX),
             hot_from_tier: AtomicU8::new(u8::MAX),
             hot_out,
@@ -132,23 +146,15 @@ impl Recorder {
         self.hot_in.clone()
     }
 
-    fn decay(&self) -> f32 {
-        0.5f32.powf(1.0 / self.settings.half_life_epochs.max(0.01))
-    }
-
-    /// Turns a decayed sum into accesses per epoch: the sum of the weights of the epochs seen so far divides it, so that
-    /// a young recorder is not biased towards zero.
     fn exposure(&self) -> f32 {
-        let decay = self.decay();
-        let epochs = self.epochs.load(Ordering::Relaxed).max(1);
-        (1.0 - decay.powf(f32::from(u16::try_from(epochs).unwrap_or(u16::MAX)))) / (1.0 - decay)
+        self.exposure.lock().max(1e-6)
     }
 
-    /// Ends the epoch: folds its counts into the decayed sums and forgets what is cold.
-    pub fn roll(&self) {
-        let decay = self.decay();
+    /// Folds the counts since the last roll, `epochs` long, into the decayed sums and forgets what is cold.
+    pub fn roll(&self, epochs: f32) {
+        let decay = 0.5f32.powf(epochs / self.settings.half_life_epochs.max(0.01));
         let gone = std::mem::take(&mut *self.gone.lock());
-        let mut sums: HashMap<FileId, f32> = HashMap::new();
+        let mut sums: HashMap<FileId, FileSum> = HashMap::new();
         let mut kept: Vec<f32> = Vec::new();
         for shard in &self.chunks {
             let mut shard = shard.lock();
@@ -158,16 +164,25 @@ impl Recorder {
                 }
                 let sum = chunk.roll(decay, self.settings.write_weight);
                 if sum > 0.0 {
-                    *sums.entry(key.0).or_default() += sum;
+                    sums.entry(key.0).or_default().past += sum;
                     kept.push(sum);
                 }
                 sum > 0.0
             });
         }
         self.evict(kept);
-        *self.sums.lock() = sums;
-        let epoch = self.epochs.fetch_add(1, Ordering::Relaxed) + 1;
-        self.forget_files(epoch);
+        {
+            let mut old = self.sums.lock();
+            for (file, sum) in &mut sums {
+                sum.blocks = old.get(file).map_or(0, |known| known.blocks);
+            }
+            *old = sums;
+        }
+        let mut exposure = self.exposure.lock();
+        *exposure = *exposure * decay + epochs;
+        drop(exposure);
+        let roll = self.rolls.fetch_add(1, Ordering::Relaxed) + 1;
+        self.forget_files(roll);
     }
 
     /// Drops the coldest chunks beyond the memory limit; `sums` are those of all chunks.
@@ -190,13 +205,13 @@ impl Recorder {
         self.evicted.fetch_add(u64::try_from(excess - left).unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// A file that was not touched for two half-lives has no stream worth keeping; at the limit, neither have others.
-    fn forget_files(&self, epoch: u32) {
+    /// A file that was not touched for sixteen rolls has no stream worth keeping; at the limit, neither have others.
+    fn forget_files(&self, roll: u32) {
         for shard in &self.files {
             let mut shard = shard.lock();
-            shard.retain(|_, state| state.log_file || epoch.saturating_sub(state.touched) < 16);
+            shard.retain(|_, state| state.log_file || roll.saturating_sub(state.touched) < 16);
             if shard.len() > FILES_PER_SHARD {
-                shard.retain(|_, state| state.touched == epoch || state.log_file);
+                shard.retain(|_, state| state.touched == roll || state.log_file);
             }
             if shard.len() > FILES_PER_SHARD {
                 shard.clear();
@@ -222,7 +237,7 @@ impl Recorder {
             log_file: false,
             touched: 0,
         });
-        state.touched = self.epochs.load(Ordering::Relaxed);
+        state.touched = self.rolls.load(Ordering::Relaxed);
         Some(action(state))
     }
 
@@ -243,25 +258,30 @@ impl Recorder {
         }
     }
 
-    /// Decayed sum plus the running epoch's accesses, as accesses per epoch.
-    fn heat_now(&self, chunk: &Chunk, index: usize) -> f32 {
-        let past = chunk.past.get(index).copied().unwrap_or(0.0);
-        (past + chunk.present(index, self.settings.write_weight)) / self.exposure()
-    }
-
-    /// The heat of a block at this moment, the running epoch included: accesses per epoch.
+    /// The heat of a block at this moment, accesses since the last roll included: accesses per epoch.
     pub fn block_heat(&self, file: FileId, block: BlockNo) -> f32 {
         let number = block.0 / CHUNK_BLOCKS_U64;
         let Some(shard) = self.chunks.get(self.shard_of(file, number)) else { return 0.0 };
-        shard.lock().get(&(file, number)).map_or(0.0, |chunk| self.heat_now(chunk, index_of(block.0)))
+        let index = index_of(block.0);
+        let sum = shard.lock().get(&(file, number)).map_or(0.0, |chunk| {
+            chunk.past.get(index).copied().unwrap_or(0.0) + chunk.present(index, self.settings.write_weight)
+        });
+        self.estimate(file).heat(sum)
     }
 
-    /// The heat of a file's blocks as of the last epoch's end, for a caller who walks them. `blocks`: how many the file has.
+    /// The heat of a file's blocks as of the last roll, for a caller who walks them. `blocks`: how many the file has.
     pub fn file_heat(&self, file: FileId, blocks: u64) -> FileHeat<'_> {
-        let sum = self.sums.lock().get(&file).copied().unwrap_or(0.0);
+        if let Some(sum) = self.sums.lock().get_mut(&file) {
+            sum.blocks = blocks;
+        }
+        FileHeat { recorder: self, file, estimate: self.estimate(file) }
+    }
+
+    fn estimate(&self, file: FileId) -> Estimate {
         let exposure = self.exposure();
-        let mean = sum / exposure / count_f32(blocks.max(1));
-        FileHeat { recorder: self, file, exposure, mean }
+        let sum = self.sums.lock().get(&file).copied().unwrap_or_default();
+        let mean = if sum.blocks == 0 { None } else { Some(sum.past / exposure / count_f32(sum.blocks)) };
+        Estimate { exposure, mean }
     }
 
     /// Do the engine's hints say that this file is a log?
@@ -274,7 +294,8 @@ impl Recorder {
         let chunks: usize = self.chunks.iter().map(|shard| shard.lock().len()).sum();
         let chunks = u64::try_from(chunks).unwrap_or(u64::MAX);
         RecorderStatus {
-            epochs: self.epochs.load(Ordering::Relaxed),
+            exposure_epochs: self.exposure(),
+            rolls: self.rolls.load(Ordering::Relaxed),
             chunks,
             memory_bytes: chunks.saturating_mul(CHUNK_COST_BYTES),
             memory_limit_bytes: self.settings.memory_bytes,
@@ -291,7 +312,7 @@ impl Recorder {
         let sum: f32 = chunk.past.iter().sum();
         if let Some(shard) = self.chunks.get(self.shard_of(key.0, key.1)) {
             shard.lock().insert(key, chunk);
-            *self.sums.lock().entry(key.0).or_default() += sum;
+            self.sums.lock().entry(key.0).or_default().past += sum;
         }
     }
 }
@@ -320,8 +341,7 @@ impl AccessObserver for Recorder {
                 && count >= threshold
                 && count.is_multiple_of(threshold)
             {
-                let miss = HotMiss { file, block, tier, heat: self.heat_now(chunk, index) };
-                if self.hot_out.try_send(miss).is_err() {
+                if self.hot_out.try_send(HotMiss { file, block, tier }).is_err() {
                     self.hot_dropped.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -354,16 +374,34 @@ impl AccessObserver for Recorder {
     }
 }
 
-/// How much a block's own record weighs against its file's mean: this many accesses. Small, because a database's pages differ widely.
+/// How much a file's mean weighs against a block's own record: this many accesses. Small, because a database's pages differ widely.
 const PRIOR_ACCESSES: f32 = 0.1;
 
-/// The heat of one file's blocks: each block's own record, drawn slightly towards the file's mean. So a block never seen in a busy
+/// From a decayed sum to accesses per epoch: a block's own record, drawn slightly towards its file's mean. So a block never seen in a busy
 /// table is worth more than one in a table nobody reads, and the less the longer it was not seen.
+#[derive(Clone, Copy, Debug)]
+struct Estimate {
+    exposure: f32,
+    /// Accesses per epoch of the file's average block; None: not known yet.
+    mean: Option<f32>,
+}
+
+impl Estimate {
+    /// Mean of a gamma prior of [`PRIOR_ACCESSES`] around the file's mean, after `past` accesses in `exposure` epochs.
+    fn heat(&self, past: f32) -> f32 {
+        match self.mean {
+            Some(mean) if mean > 0.0 => (past + PRIOR_ACCESSES) / (self.exposure + PRIOR_ACCESSES / mean),
+            Some(_) => 0.0,
+            None => past / self.exposure,
+        }
+    }
+}
+
+/// The heat of one file's blocks, see [`Recorder::file_heat`].
 pub struct FileHeat<'a> {
     recorder: &'a Recorder,
     file: FileId,
-    exposure: f32,
-    mean: f32,
+    estimate: Estimate,
 }
 
 impl FileHeat<'_> {
@@ -388,7 +426,7 @@ impl FileHeat<'_> {
             }
         }
         if end > run.0 {
-            each(BlockNo(run.0), end - run.0, self.heat(run.1));
+            each(BlockNo(run.0), end - run.0, self.estimate.heat(run.1));
         }
     }
 
@@ -401,18 +439,10 @@ impl FileHeat<'_> {
     fn close(&self, run: &mut (u64, f32), block: u64, value: f32, each: &mut impl FnMut(BlockNo, u64, f32)) {
         if run.1 != value {
             if block > run.0 {
-                each(BlockNo(run.0), block - run.0, self.heat(run.1));
+                each(BlockNo(run.0), block - run.0, self.estimate.heat(run.1));
             }
             *run = (block, value);
         }
-    }
-
-    /// Mean of a gamma prior of [`PRIOR_ACCESSES`] around the file's mean, after `past` accesses in `exposure` epochs.
-    fn heat(&self, past: f32) -> f32 {
-        if self.mean <= 0.0 {
-            return 0.0;
-        }
-        (past + PRIOR_ACCESSES) / (self.exposure + PRIOR_ACCESSES / self.mean)
     }
 }
 

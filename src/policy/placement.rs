@@ -1,4 +1,4 @@
-//! Which block belongs on which tier: [`plan`] looks at all of them once per epoch and names the moves that save most.
+//! Which block belongs on which tier: [`plan`] looks at all of them now and then and names the moves that save most.
 //!
 //! Tiers are ordered fastest first, all blocks have one size, so the ideal is simple: hottest first into the fastest tier until it is full, and so on.
 //! What is hard is to get there cheaply. A move must pay: the latency it saves within [`PlacementSettings::horizon_epochs`] must exceed
@@ -27,8 +27,8 @@ pub struct PlacementSettings {
     pub high_watermark: f32,
     /// A block displaces another if it is hotter by this share.
     pub hysteresis: f32,
-    /// Epochs a block stays after a move.
-    pub residency_epochs: u32,
+    /// Plans for which a block stays after a move.
+    pub residency_plans: u32,
     /// Bytes that one plan may copy.
     pub bytes_per_plan: u64,
     /// Epochs over which a move must save what it costs.
@@ -45,7 +45,7 @@ impl Default for PlacementSettings {
             low_watermark: 0.92,
             high_watermark: 0.96,
             hysteresis: 0.15,
-            residency_epochs: 2,
+            residency_plans: 2,
             bytes_per_plan: 256 << 20,
             horizon_epochs: 8.0,
             fill_heat_min: 1.0 / 1024.0,
@@ -87,7 +87,7 @@ pub struct BlockRun {
     pub copy: Option<TierId>,
     /// Predicted accesses per block in the next epoch.
     pub heat: f32,
-    /// Epoch of the last move, if it may matter.
+    /// Number of the plan that moved it last, if that may matter.
     pub moved: Option<u32>,
     pub pin: Pin,
 }
@@ -105,7 +105,8 @@ impl Blocks for [BlockRun] {
 
 /// All that a plan is made from.
 pub struct PlacementState<'a> {
-    pub epoch: u32,
+    /// Number of this plan.
+    pub number: u32,
     pub block_bytes: u64,
     /// Fastest first.
     pub tiers: &'a [TierState],
@@ -347,7 +348,7 @@ impl<const HOTTEST: bool> Best<HOTTEST> {
 struct Picker<'a> {
     tiers: &'a [TierState],
     settings: &'a PlacementSettings,
-    epoch: u32,
+    number: u32,
     block_bytes: u64,
     survey: Survey,
     /// Blocks mapped per tier, with the decisions so far.
@@ -368,7 +369,7 @@ impl<'a> Picker<'a> {
         Picker {
             tiers: state.tiers,
             settings,
-            epoch: state.epoch,
+            number: state.number,
             block_bytes,
             mapped: survey.blocks.clone(),
             free: state.tiers.iter().map(|tier| tier.free_bytes / block_bytes).collect(),
@@ -408,13 +409,13 @@ impl<'a> Picker<'a> {
             })
             .collect();
         let mut pinned = Best::<true>::new(budget);
-        let (epoch, settings) = (self.epoch, self.settings);
+        let (number, settings) = (self.number, self.settings);
         blocks.visit(&mut |run| {
             let tier = run.tier.index();
             if tier >= tiers {
                 return;
             }
-            let rested = run.moved.is_none_or(|moved| epoch.saturating_sub(moved) >= settings.residency_epochs);
+            let rested = run.moved.is_none_or(|moved| number.saturating_sub(moved) >= settings.residency_plans);
             match run.pin {
                 Pin::None => {
                     if tier > 0 && rested && run.heat >= settings.fill_heat_min {

@@ -67,8 +67,8 @@ fn bucket(heat: f32) -> usize {
         return 0;
     }
     // A float-to-integer cast saturates, and the value is not negative here.
-    let at = ((heat / LOWEST).log2() * PER_DOUBLING) as usize + 1;
-    at.min(BUCKETS - 1)
+    let at = ((heat / LOWEST).log2() * PER_DOUBLING) as usize;
+    at.min(BUCKETS - 2) + 1
 }
 
 fn lower_edge(bucket: usize) -> f32 {

@@ -1,0 +1,3 @@
+//! (mover)
+#[cfg(test)]
+mod simulation;
