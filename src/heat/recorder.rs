@@ -284,6 +284,12 @@ impl Recorder {
         Estimate { exposure, mean }
     }
 
+    /// Every file with heat: its id, accesses per epoch over all its blocks, and its blocks as last told.
+    pub fn warm_files(&self) -> Vec<(FileId, f32, u64)> {
+        let exposure = self.exposure();
+        self.sums.lock().iter().map(|(file, sum)| (*file, sum.past / exposure, sum.blocks)).collect()
+    }
+
     /// Do the engine's hints say that this file is a log?
     pub fn is_log_file(&self, file: FileId) -> bool {
         let Some(shard) = self.files.get(self.shard_of(file, 0)) else { return false };

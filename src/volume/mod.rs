@@ -224,6 +224,8 @@ pub struct Counters {
     pub syncs: u64,
     pub log_groups: u64,
     pub log_written_bytes: u64,
+    /// Total time of the log's group writes, in microseconds.
+    pub log_group_us: u64,
     pub log_payload_bytes: u64,
     /// Reads answered from the overlay: in memory, and from the log.
     pub reads_from_payload_cache: u64,
