@@ -1,7 +1,7 @@
 //! Backing files behind one small trait, so that everything above runs on real disks and on a simulated one.
 //!
 //! A [`Device`] is one backing directory (a tier path). All paths are relative to it, with `/` between components
-//! and without `.` or `..`. Offsets and lengths are in bytes. Nothing here retries, caches or interprets: what the
+//! and without `.` or `..`; the empty path is the directory itself, where a directory is asked for. Offsets and lengths are in bytes. Nothing here retries, caches or interprets: what the
 //! backing filesystem says is what the caller hears.
 //!
 //! Durability contract, which the simulated device enforces at its weakest:
@@ -75,6 +75,7 @@ pub trait Device: Send + Sync {
 
 mod aligned;
 pub mod clock;
+mod path;
 pub mod real;
 pub mod sim;
 pub mod sys;
