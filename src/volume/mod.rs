@@ -224,6 +224,8 @@ pub struct Counters {
     pub syncs: u64,
     pub log_groups: u64,
     pub log_written_bytes: u64,
+    /// Total time of the log's group writes, in microseconds.
+    pub log_group_us: u64,
     pub log_payload_bytes: u64,
     /// Reads answered from the overlay: in memory, and from the log.
     pub reads_from_payload_cache: u64,
@@ -241,4 +243,33 @@ pub struct Counters {
     pub checkpoints: u64,
     pub checkpoint_us: u64,
     pub writer_waits: u64,
+}
+
+/// What the engine tells whoever watches accesses (the heat recorder). Called on the data path: must be cheap and never block on I/O.
+pub trait AccessObserver: Send + Sync {
+    fn on_read_miss(
+        &self,
+        file: FileId,
+        first: BlockNo,
+        last: BlockNo,
+        offset: u64,
+        len: u32,
+        tier: Option<TierId>,
+        latency_us: u32,
+    );
+    fn on_write(&self, file: FileId, offset: u64, len: u32, is_log_file: bool);
+    fn on_file_gone(&self, file: FileId);
+}
+
+impl Volume {
+    pub fn set_observer(&self, observer: Arc<dyn AccessObserver>) {
+        todo!()
+    }
+    pub fn files(&self) -> Vec<FileId> {
+        todo!()
+    }
+    /// Runs of blocks with the same location: first block, count, tier (None: a hole or only in the log).
+    pub fn block_map(&self, file: &File) -> Vec<(BlockNo, u64, Option<TierId>)> {
+        todo!()
+    }
 }
