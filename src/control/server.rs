@@ -228,7 +228,7 @@ async fn settle(State(context): State<Context>) -> Answer<JobReply> {
     let reply = blocking(context, |context| {
         let (asked, worked) = (Arc::clone(&context.served.volume), Arc::clone(&context.served.volume));
         let remaining = Box::new(move || asked.status().log.live_bytes);
-        let work = Box::new(move || worked.coalesce_all().and_then(|()| worked.checkpoint()).map(|()| None));
+        let work = Box::new(move || worked.coalesce_all(&mut |_, _| {}).and_then(|()| worked.checkpoint()).map(|()| None));
         context.errands.start("settle", remaining, work)
     });
     reply.await.map(Json)

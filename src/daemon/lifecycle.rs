@@ -7,12 +7,16 @@
 use super::holders::{describe, holders, mount_at};
 use super::served::{Event, Served, StartControl};
 use super::service::{Notice, notify};
+use super::quantity::exact_bytes;
 use super::settings::Settings;
 use super::watchdog::Watchdog;
 use super::{Control, mountpoint, process, signals};
 use crate::error::{Error, Result};
 use crate::fuse;
+use crate::heat::{HeatSettings, Recorder};
+use crate::jobs::migrate::{Mover, MoverSettings};
 use crate::namespace::Namespace;
+use crate::policy::placement::PlacementSettings;
 use crate::tier::identity::{self, Locks, Place, VolumeIdentity};
 use crate::volume::{self, Volume};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
@@ -36,12 +40,13 @@ pub fn run(settings: Settings, start_control: StartControl) -> Result<()> {
     mountpoint::clear(&point)?;
 
     let (places, locks, id) = claim_tiers(&settings)?;
-    let volume = Volume::open(engine_tiers(&settings, &places)?, engine_options(&settings))?;
-    volume.start_threads()?;
+    let volume = open_volume(&settings, &places)?;
+    let mover = open_mover(&settings, &volume, &places, &id)?;
     let home = settings.tiers[0].path.join("home");
     let namespace = Namespace::open(&home, Arc::clone(&volume), id.volume)?;
     let mounted = fuse::mount(Arc::clone(&namespace), &point, &fuse_options(&settings))?;
-    let served = Arc::new(Served::new(settings, volume, namespace, events_in.clone()));
+    mover.start()?;
+    let served = Arc::new(Served::new(settings, volume, namespace, mover, events_in.clone()));
     let running = Running { served, mounted: Arc::new(mounted.mounted), point };
     running.tell_when_unmounted(events_in)?;
     let control = start_control(Arc::clone(&running.served))?;
@@ -70,6 +75,59 @@ fn claim_tiers(settings: &Settings) -> Result<(Vec<Place>, Locks, VolumeIdentity
     Ok((places, locks, id))
 }
 
+fn open_volume(settings: &Settings, places: &[Place]) -> Result<Arc<Volume>> {
+    let tiers = engine_tiers(settings, places)?;
+    if let Some(fastest) = tiers.first() {
+        refuse_changed(settings, &Volume::peek(fastest)?)?;
+    }
+    let (volume, recovery) = Volume::open(tiers, engine_options(settings))?;
+    if !recovery.was_clean {
+        tracing::info!("replayed {} records in {} log writes", recovery.records_replayed, recovery.groups_replayed);
+    }
+    volume.start_threads()?;
+    Ok(volume)
+}
+
+/// What was fixed when the volume was made must not silently differ from what the settings say.
+fn refuse_changed(settings: &Settings, fixed: &volume::Meta) -> Result<()> {
+    let log = &settings.log;
+    for (key, given, fixed) in [
+        ("block_size", u64::from(settings.block_bytes), u64::from(fixed.block_bytes)),
+        ("log.segment_size", log.segment_bytes, fixed.segment_bytes),
+        ("log.size", log.segment_bytes * u64::from(log.segments()), fixed.segment_bytes * u64::from(fixed.segments)),
+    ] {
+        if given != fixed {
+            let (given, fixed) = (exact_bytes(given), exact_bytes(fixed));
+            let line = format!("{key} = \"{given}\": the volume was made with \"{fixed}\", which cannot be changed");
+            return Err(Error::Invalid(line));
+        }
+    }
+    Ok(())
+}
+
+fn open_mover(settings: &Settings, volume: &Arc<Volume>, places: &[Place], id: &VolumeIdentity) -> Result<Arc<Mover>> {
+    let placement = &settings.placement;
+    let recorder = Arc::new(Recorder::new(HeatSettings {
+        half_life_epochs: placement.half_life_epochs,
+        memory_bytes: placement.memory_bytes,
+        ..HeatSettings::with_block_bytes(settings.block_bytes)
+    }));
+    volume.set_observer(Arc::clone(&recorder) as Arc<dyn volume::AccessObserver>);
+    let mover = MoverSettings {
+        placement: PlacementSettings {
+            low_watermark: placement.low_watermark,
+            high_watermark: placement.high_watermark,
+            hysteresis: placement.hysteresis,
+            residency_plans: placement.residency_plans,
+            ..PlacementSettings::default()
+        },
+        epoch: placement.epoch,
+        bytes_per_second: placement.bytes_per_second,
+        ..MoverSettings::default()
+    };
+    Mover::open(Arc::clone(volume), recorder, Arc::clone(&places[0].device), *id.volume.as_bytes(), mover)
+}
+
 /// The tiers of the settings, for the engine.
 pub fn engine_tiers(settings: &Settings, places: &[Place]) -> Result<Vec<volume::Tier>> {
     let tier = |(tier, place): (&super::settings::TierSettings, &Place)| {
@@ -91,6 +149,8 @@ pub fn engine_options(settings: &Settings) -> volume::Options {
         segment_bytes: settings.log.segment_bytes,
         segments: settings.log.segments(),
         payload_cache_bytes: settings.log.payload_cache_bytes,
+        coalesce_at_fill: settings.coalesce_log_fill_start,
+        checkpoint_interval_s: settings.checkpoint_interval.as_secs(),
     }
 }
 
@@ -199,6 +259,7 @@ impl Running {
         notify(&Notice::Stopping);
         notify(&Notice::Status("stopping: last checkpoint"));
         notify(&Notice::ExtendTimeout(EXTENSION));
+        self.served.mover.stop();
         self.served.namespace.close();
         self.served.volume.shut_down()?;
         tracing::info!("stopped cleanly");

@@ -126,12 +126,12 @@ impl Section {
         whole_number(&value).filter(|number| range.contains(number)).ok_or_else(|| self.wrong(key, &value, allowed))
     }
 
-    pub(super) fn number(&mut self, key: &str, default: f64, range: RangeInclusive<f64>) -> Result<f64> {
+    pub(super) fn number(&mut self, key: &str, default: f32, range: RangeInclusive<f32>) -> Result<f32> {
         let allowed = format!("a number from {} to {} is allowed", range.start(), range.end());
         let Some(value) = self.take(key) else { return Ok(default) };
+        // By way of text, which is how it was written: 0.9 stays 0.9.
         let number = match &value.kind {
-            ValueKind::Float(number) => Some(*number),
-            ValueKind::I64(number) => i32::try_from(*number).ok().map(f64::from),
+            ValueKind::Float(_) | ValueKind::I64(_) => value.to_string().parse::<f32>().ok(),
             _ => None,
         };
         number.filter(|number| range.contains(number)).ok_or_else(|| self.wrong(key, &value, allowed))

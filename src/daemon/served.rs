@@ -3,6 +3,7 @@
 use super::settings::Settings;
 use crate::device::clock::monotonic_now;
 use crate::error::Result;
+use crate::jobs::migrate::Mover;
 use crate::namespace::Namespace;
 use crate::volume::Volume;
 use crossbeam_channel::Sender;
@@ -24,18 +25,31 @@ pub struct Served {
     pub settings: Settings,
     pub volume: Arc<Volume>,
     pub namespace: Arc<Namespace>,
+    pub mover: Arc<Mover>,
     started: Instant,
     events: Sender<Event>,
     stopping: Mutex<Option<String>>,
 }
 
 impl Served {
-    pub(super) fn new(settings: Settings, volume: Arc<Volume>, namespace: Arc<Namespace>, events: Sender<Event>) -> Served {
-        Served { settings, volume, namespace, started: monotonic_now(), events, stopping: Mutex::new(None) }
+    pub(super) fn new(settings: Settings, volume: Arc<Volume>, namespace: Arc<Namespace>, mover: Arc<Mover>, events: Sender<Event>) -> Served {
+        Served { settings, volume, namespace, mover, started: monotonic_now(), events, stopping: Mutex::new(None) }
     }
 
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// Do the engine's locks come free within this time? Asked on a thread of its own, since the asker must not hang with them.
+    pub(super) fn engine_answers(&self, within: Duration) -> bool {
+        let volume = Arc::clone(&self.volume);
+        let (answer, answered) = crossbeam_channel::bounded(1);
+        let asked = std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
+            // Takes the locks of the table of files and of space, and calls no device.
+            let answered = volume.space();
+            answer.send(answered).ok()
+        });
+        asked.is_ok() && answered.recv_timeout(within).is_ok()
     }
 
     /// Begins to stop; answers at once. With `force` the mount is detached even while it is busy.

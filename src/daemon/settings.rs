@@ -43,9 +43,9 @@ pub const KEYS: &[&str] = &[
     "placement.high_watermark",
     "placement.low_watermark",
     "placement.hysteresis",
-    "placement.min_residency_epochs",
-    "placement.bytes_per_epoch",
-    "placement.foreground_latency_limit",
+    "placement.residency_plans",
+    "placement.bytes_per_second",
+    "placement.memory",
     "checkpoint.interval",
     "coalesce.log_fill_start",
 ];
@@ -79,6 +79,13 @@ pub struct LogSettings {
     pub size_bytes: u64,
     pub segment_bytes: u64,
     pub payload_cache_bytes: u64,
+}
+
+impl LogSettings {
+    /// Whole segments that fit the size.
+    pub fn segments(&self) -> u32 {
+        u32::try_from(self.size_bytes / self.segment_bytes).unwrap_or(u32::MAX)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -122,13 +129,14 @@ pub struct FuseSettings {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlacementSettings {
     pub epoch: Duration,
-    pub half_life_epochs: f64,
-    pub high_watermark: f64,
-    pub low_watermark: f64,
-    pub hysteresis: f64,
-    pub min_residency_epochs: u32,
-    pub bytes_per_epoch: u64,
-    pub foreground_latency_limit: Duration,
+    pub half_life_epochs: f32,
+    pub high_watermark: f32,
+    pub low_watermark: f32,
+    pub hysteresis: f32,
+    pub residency_plans: u32,
+    pub bytes_per_second: u64,
+    /// For the counters of heat.
+    pub memory_bytes: u64,
 }
 
 impl Settings {
@@ -169,6 +177,11 @@ impl Settings {
             ValueKind::Table(values) => read(Section::root(values), origin),
             _ => Err(Error::Invalid(format!("{origin}: a table of settings is wanted"))),
         }
+    }
+
+    /// The mountpoint as the kernel names it.
+    pub fn mount_path(&self) -> PathBuf {
+        resolve(&self.mount)
     }
 
     /// The socket of the control interface.
@@ -229,7 +242,7 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
         fuse: read_fuse(&mut fuse)?,
         placement: read_placement(&mut placement, origin)?,
         checkpoint_interval: checkpoint.span("interval", seconds(30), seconds(1)..=seconds(3600))?,
-        coalesce_log_fill_start: coalesce.number("log_fill_start", 0.5, 0.05..=0.9)?,
+        coalesce_log_fill_start: coalesce.number("log_fill_start", 0.5, 0.05..=0.9)?.into(),
     };
     refuse_overlap(&settings, origin)?;
     Ok(settings)
@@ -342,19 +355,14 @@ fn read_fuse(fuse: &mut Section) -> Result<FuseSettings> {
 
 fn read_placement(placement: &mut Section, origin: &str) -> Result<PlacementSettings> {
     let settings = PlacementSettings {
-        epoch: placement.span("epoch", seconds(60), seconds(1)..=seconds(3600))?,
+        epoch: placement.span("epoch", seconds(300), seconds(1)..=seconds(86400))?,
         half_life_epochs: placement.number("half_life_epochs", 8.0, 0.5..=1000.0)?,
-        high_watermark: placement.number("high_watermark", 0.95, 0.1..=1.0)?,
-        low_watermark: placement.number("low_watermark", 0.90, 0.05..=1.0)?,
-        hysteresis: placement.number("hysteresis", 0.25, 0.0..=10.0)?,
-        min_residency_epochs: u32::try_from(placement.count("min_residency_epochs", 2, 0..=10_000)?)
-            .unwrap_or(u32::MAX),
-        bytes_per_epoch: placement.bytes("bytes_per_epoch", 2 * GIB, MIB..=64 * TIB)?,
-        foreground_latency_limit: placement.span(
-            "foreground_latency_limit",
-            Duration::from_millis(20),
-            Duration::from_millis(1)..=seconds(60),
-        )?,
+        high_watermark: placement.number("high_watermark", 0.96, 0.1..=1.0)?,
+        low_watermark: placement.number("low_watermark", 0.92, 0.05..=1.0)?,
+        hysteresis: placement.number("hysteresis", 0.15, 0.0..=10.0)?,
+        residency_plans: u32::try_from(placement.count("residency_plans", 2, 0..=10_000)?).unwrap_or(u32::MAX),
+        bytes_per_second: placement.bytes("bytes_per_second", 64 * MIB, 64 * KIB..=64 * GIB)?,
+        memory_bytes: placement.bytes("memory", 128 * MIB, MIB..=64 * GIB)?,
     };
     if settings.low_watermark >= settings.high_watermark {
         return Err(Error::Invalid(format!(
@@ -550,7 +558,7 @@ mod tests {
             ("[fuse]\nthreads = 1.5", &["fuse.threads", "1.5"]),
             ("[fuse]\nallow_other = 1", &["fuse.allow_other", "true, false"]),
             ("[placement]\nepoch = \"0s\"", &["placement.epoch", "from 1s"]),
-            ("[placement]\nlow_watermark = 0.96", &["placement.low_watermark", "0.96", "0.95"]),
+            ("[placement]\nlow_watermark = 0.97", &["placement.low_watermark", "0.97", "0.96"]),
             ("[placement]\nhigh_watermark = 7", &["placement.high_watermark", "from 0.1 to 1"]),
         ];
         for (text, wanted) in cases {
