@@ -43,7 +43,7 @@ pub fn create(base: &Path) {
 
 pub fn open(base: &Path) -> (Arc<Volume>, Arc<Namespace>) {
     let (volume, _) = Volume::open(tiers(base), options()).unwrap();
-    let namespace = Namespace::open(&base.join("fast/home"), Arc::clone(&volume)).unwrap();
+    let namespace = Namespace::open(&base.join("fast/home"), Arc::clone(&volume), volume.volume_id()).unwrap();
     (volume, namespace)
 }
 
