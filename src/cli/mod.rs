@@ -45,11 +45,24 @@ fn parse_and_run() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("heatfs: {}", format!("{error:#}").replace('\n', " "));
+            eprintln!("heatfs: {}", one_line(&error));
             let wrong_input = matches!(error.downcast_ref::<Error>(), Some(Error::Invalid(_)));
             ExitCode::from(if wrong_input { USAGE } else { FAILED })
         }
     }
+}
+
+/// The error and its causes. Ours say their cause themselves, others leave it to the chain.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line.replace('\n', " ")
 }
 
 /// Help as clap prints it; complaints as one line.
@@ -100,7 +113,7 @@ fn serve(volume: &args::Choice) -> Result<()> {
 /// Words of the daemon go to standard error; journald adds the time itself.
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HEATFS_LOG");
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,fuser=warn"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
