@@ -69,7 +69,8 @@ pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) ->
     let mut config = fuser::Config::default();
     config.mount_options = vec![
         MountOption::FSName(format!("heatfs:{}", options.name)),
-        MountOption::Subtype("heatfs".to_owned()),
+        // Not the variant of that name: the library keeps that one from the kernel when it mounts by itself.
+        MountOption::CUSTOM("subtype=heatfs".to_owned()),
         MountOption::DefaultPermissions,
         MountOption::NoAtime,
     ];
