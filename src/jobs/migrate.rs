@@ -10,7 +10,7 @@ mod journal;
 mod pace;
 mod pins;
 #[cfg(test)]
-mod simulation;
+mod tests;
 mod view;
 
 pub use journal::{JournalEntry, Outcome};

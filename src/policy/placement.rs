@@ -12,6 +12,9 @@
 //! Blocks are visited twice, as runs, and never all kept: the first pass counts heats in a histogram, which gives each tier's cut; the second
 //! collects the hottest and coldest per tier in heaps as large as the byte budget.
 
+#[cfg(test)]
+mod tests;
+
 use super::ranks::HeatRanks;
 use crate::units::{BlockNo, FileId, TierId};
 use serde::{Deserialize, Serialize};
@@ -95,12 +98,6 @@ pub struct BlockRun {
 /// All blocks that lie on a tier, in any order, the same at each visit.
 pub trait Blocks {
     fn visit(&self, each: &mut dyn FnMut(&BlockRun));
-}
-
-impl Blocks for [BlockRun] {
-    fn visit(&self, each: &mut dyn FnMut(&BlockRun)) {
-        self.iter().for_each(each);
-    }
 }
 
 /// All that a plan is made from.
