@@ -411,10 +411,10 @@ impl Blocks for VolumeBlocks<'_> {
             let blocks = runs.iter().filter(|run| run.2.is_some()).map(|run| run.1).sum();
             let heat = self.mover.recorder.file_heat(id, blocks);
             let pin = self.mover.pin_of(id);
-            for (first, count, tier) in runs {
+            for (first, count, tier, copy) in runs {
                 let Some(tier) = tier else { continue };
                 heat.runs(first, count, |first, count, heat| {
-                    self.split(BlockRun { file: id, first, count, tier, copy: None, heat, moved: None, pin }, each);
+                    self.split(BlockRun { file: id, first, count, tier, copy, heat, moved: None, pin }, each);
                 });
             }
         }

@@ -83,6 +83,15 @@ fn a_real_device_is_an_existing_directory() {
     assert_eq!(kind(RealDevice::open(dir.path().join("file"))), ErrorKind::NotADirectory);
 }
 
+/// procfs has no direct I/O: opening with O_DIRECT is EINVAL there.
+#[test]
+fn a_real_device_without_direct_io_is_buffered() {
+    let process = RealDevice::open("/proc/self").unwrap();
+    let file = process.open("comm", OpenMode { direct: true, ..OpenMode::default() }).unwrap();
+    let mut name = [0; 100];
+    assert!(file.read_at(&mut name[1..], 0).unwrap() > 0);
+}
+
 #[test]
 fn a_real_device_follows_no_link_out() {
     let dir = tempfile::tempdir().unwrap();

@@ -100,7 +100,7 @@ impl Mover {
         let known = self.volume.file(file)?;
         let runs = self.volume.block_map(&known);
         let covers = |first: BlockNo, count: u64| block >= first && block.0 - first.0 < count;
-        let tier = runs.iter().find(|(first, count, _)| covers(*first, *count)).and_then(|run| run.2);
+        let tier = runs.iter().find(|(first, count, _, _)| covers(*first, *count)).and_then(|run| run.2);
         let heat = self.recorder.block_heat(file, block);
         let (temperature, cuts) = {
             let outlook = self.outlook.lock();
@@ -167,7 +167,7 @@ impl Mover {
     pub fn heat_map(&self, file: FileId, buckets: u64) -> Result<HeatMap> {
         let known = self.volume.file(file)?;
         let runs = self.volume.block_map(&known);
-        let blocks = runs.iter().map(|(first, count, _)| first.0 + count).max().unwrap_or(0);
+        let blocks = runs.iter().map(|(first, count, _, _)| first.0 + count).max().unwrap_or(0);
         let stretch = blocks.div_ceil(buckets.max(1)).max(1);
         let tiers = self.tier_names.len();
         let mut ranges: Vec<HeatRange> = (0..blocks.div_ceil(stretch))
@@ -184,7 +184,7 @@ impl Mover {
         let ranks = self.outlook.lock().ranks.clone();
         let placed = runs.iter().filter(|run| run.2.is_some()).map(|run| run.1).sum();
         let heats = self.recorder.file_heat(file, placed);
-        for (first, count, tier) in runs {
+        for (first, count, tier, _) in runs {
             heats.runs(first, count, |first, count, heat| {
                 let temperature = ranks.temperature(heat);
                 spread(&mut ranges, stretch, first, count, |range, blocks| range.add(blocks, tier, heat, temperature));
