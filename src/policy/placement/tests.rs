@@ -9,7 +9,12 @@ const BLOCK: u64 = 65_536;
 const LATENCIES_US: [f32; 4] = [100.0, 300.0, 2000.0, 8000.0];
 
 fn settings() -> PlacementSettings {
-    PlacementSettings { bytes_per_plan: 1 << 40, ..PlacementSettings::default() }
+    PlacementSettings {
+        bytes_per_plan: 1 << 40,
+        low_watermark: 0.92,
+        high_watermark: 0.96,
+        ..PlacementSettings::default()
+    }
 }
 
 /// Tiers of so many blocks each, with nothing waiting to be freed.

@@ -1,1 +1,2 @@
+mod moving;
 mod simulation;
