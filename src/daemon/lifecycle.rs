@@ -10,7 +10,7 @@ use super::service::{Notice, notify};
 use super::quantity::exact_bytes;
 use super::settings::Settings;
 use super::watchdog::Watchdog;
-use super::{Control, mountpoint, process, signals};
+use super::{Control, glob, mountpoint, process, signals};
 use crate::error::{Error, Result};
 use crate::fuse;
 use crate::heat::{HeatSettings, Recorder};
@@ -83,6 +83,10 @@ fn open_volume(settings: &Settings, places: &[Place]) -> Result<Arc<Volume>> {
     let (volume, recovery) = Volume::open(tiers, engine_options(settings))?;
     if !recovery.was_clean {
         tracing::info!("replayed {} records in {} log writes", recovery.records_replayed, recovery.groups_replayed);
+    }
+    if !settings.log_files.is_empty() {
+        let patterns = settings.log_files.clone();
+        volume.set_log_paths(Box::new(move |path| patterns.iter().any(|pattern| glob::matches(pattern, path))));
     }
     volume.start_threads()?;
     Ok(volume)
@@ -160,6 +164,8 @@ fn fuse_options(settings: &Settings) -> fuse::Options {
         workers: settings.fuse.threads,
         slots: fuse::Slots { reads: settings.fuse.slow_read_slots, ..fuse::Slots::default() },
         read_ahead_kb: u32::try_from(settings.fuse.read_ahead_bytes / 1024).unwrap_or(u32::MAX),
+        max_background: settings.fuse.max_background,
+        everybody: settings.fuse.allow_other,
     }
 }
 
