@@ -313,7 +313,7 @@ impl VolumeIdentity {
     pub fn require_ready(&self) -> Result<()> {
         let unfinished = match self.phase {
             Phase::Ready => return Ok(()),
-            Phase::AdoptBuild | Phase::AdoptTake | Phase::AdoptMove => "adopt",
+            Phase::AdoptBuild | Phase::AdoptMove => "adopt",
             Phase::ReleaseBuild | Phase::ReleaseSwap | Phase::ReleaseRemove => "release",
         };
         Err(Error::Busy(format!(
