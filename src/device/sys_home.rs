@@ -62,8 +62,7 @@ pub fn remove_xattr(fd: impl AsFd, name: &CStr) -> nix::Result<()> {
 pub fn set_times(fd: impl AsFd, access: libc::timespec, modification: libc::timespec) -> nix::Result<()> {
     let times = [access, modification];
     // SAFETY: the empty path ends in NUL; `times` holds the two values that the call reads.
-    let done =
-        unsafe { libc::utimensat(fd.as_fd().as_raw_fd(), c"".as_ptr(), times.as_ptr(), libc::AT_EMPTY_PATH) };
+    let done = unsafe { libc::utimensat(fd.as_fd().as_raw_fd(), c"".as_ptr(), times.as_ptr(), libc::AT_EMPTY_PATH) };
     Errno::result(done).map(drop)
 }
 
@@ -112,6 +111,16 @@ pub fn regain_capabilities() -> nix::Result<()> {
     }
     // SAFETY: version 3 reads the header and exactly two sets.
     Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) }).map(drop)
+}
+
+/// Reads a file of /proc or /sys.
+pub fn read_kernel_file(path: &str) -> std::io::Result<String> {
+    std::fs::read_to_string(path)
+}
+
+/// Writes a setting of /proc or /sys.
+pub fn write_kernel_file(path: &str, text: &str) -> std::io::Result<()> {
+    std::fs::write(path, text)
 }
 
 fn length(returned: isize) -> nix::Result<usize> {

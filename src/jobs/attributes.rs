@@ -17,7 +17,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-/// ACLs share bits with the mode, so they are set after it.
 const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 /// The policy of the machine decides on these; where it refuses the old label, its own is right.
 const LABEL: &[u8] = b"security.selinux";
@@ -57,6 +56,11 @@ impl Attributes {
         })
     }
 
+    /// Leaves the ACLs out: with them the mode would mean something else.
+    pub fn drop_acls(&mut self) {
+        self.xattrs.retain(|(name, _)| !name.to_bytes().starts_with(ACL_PREFIX));
+    }
+
     /// Makes `path` have these. May be repeated.
     pub fn apply(&self, path: &Path) -> Result<()> {
         let meta = fs::symlink_metadata(path).map_err(|e| io("stat", path, e))?;
@@ -74,12 +78,11 @@ impl Attributes {
                 remove(&fd, &name, path)?;
             }
         }
-        let acl = |name: &CStr| name.to_bytes().starts_with(ACL_PREFIX);
-        self.xattrs.iter().filter(|(name, _)| !acl(name)).try_for_each(|(name, value)| set(&fd, name, value, path))?;
+        self.xattrs.iter().try_for_each(|(name, value)| set(&fd, name, value, path))?;
         if !self.symlink {
+            // Last, since setting an ACL changes the mode.
             chmod(self.mode)?;
         }
-        self.xattrs.iter().filter(|(name, _)| acl(name)).try_for_each(|(name, value)| set(&fd, name, value, path))?;
         let times = (spec(self.accessed), spec(self.modified));
         nix::sys::stat::utimensat(AT_FDCWD, path, &times.0, &times.1, UtimensatFlags::NoFollowSymlink)
             .map_err(|e| io("set times of", path, e.into()))

@@ -1,16 +1,20 @@
 //! The tiers of a volume as a job sees them: canonical paths on real filesystems.
 
 use super::mounts::Mounts;
+use super::survey::read_dir;
 use crate::device::real::{Capabilities, RealDevice};
 use crate::error::{Error, Result};
 use crate::ondisk::identity::NAME_MAX_BYTES;
 use crate::tier::identity::{IDENTITY_FILE, Locks, Place};
 use crate::units::TierId;
-use crate::volume::{Options, Tier, Volume};
+use crate::volume::Tier;
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// What the engine keeps on the fastest tier besides its directories.
+const ENGINE_FILES: [&str; 1] = ["state.redb"];
 
 /// One tier of a plan, as the user named it; a plan lists them fastest first.
 #[derive(Clone, Debug)]
@@ -127,10 +131,6 @@ impl Backing {
                 reserve_bytes: plan.reserve_bytes,
             })
             .collect()
-    }
-
-    pub fn open_volume(&self, options: &Options) -> Result<Arc<Volume>> {
-        Volume::open(self.engine_tiers(), options.clone())
     }
 
     /// Makes everything on every tier durable.
@@ -254,4 +254,26 @@ pub(super) fn exists(path: &Path) -> Result<bool> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(Error::io("stat", path.display().to_string(), e)),
     }
+}
+
+/// Removes the log and the state from the fastest tier.
+pub(super) fn remove_engine_files(fastest: &Path) -> Result<()> {
+    remove_tree(&fastest.join("log"))?;
+    ENGINE_FILES.iter().try_for_each(|name| remove_file(&fastest.join(name)))
+}
+
+/// Removes the directories of objects from a tier. Errors: `Busy` if there still are objects in them.
+pub(super) fn remove_empty_objects(tier: &Path) -> Result<()> {
+    let objects = tier.join("objects");
+    if !exists(&objects)? {
+        return Ok(());
+    }
+    for dir in read_dir(&objects)? {
+        remove_dir(&dir)?;
+    }
+    remove_dir(&objects)
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    fs::remove_dir(path).map_err(|e| Error::io("remove", path.display().to_string(), e))
 }

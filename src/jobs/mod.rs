@@ -1,13 +1,16 @@
-//! Long jobs, where a decision meets an effect: adopting a directory, giving it back, checking and dumping what is on disk.
+//! Long jobs, where a decision meets an effect: adopting a directory, giving it back, migrating blocks, checking and dumping what is on disk.
 //!
-//! A job may be cut off anywhere and be run again; it goes on where it stopped. The volume's phase in tier 0's identity says where that is.
+//! Adoption and release may be cut off anywhere and be run again; they go on where they stopped. The volume's phase in tier 0's identity
+//! says where that is.
 
 pub mod adopt;
 mod attributes;
 mod backing;
+mod home;
+pub mod migrate;
 mod mirror;
 mod mounts;
-mod protect;
+pub mod protect;
 mod survey;
 mod watch;
 

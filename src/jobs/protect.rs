@@ -67,6 +67,12 @@ pub(super) fn unprotect(directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// How a directory is protected at the moment.
+pub(super) fn protection_of(directory: &Path) -> Result<Protection> {
+    let open = File::open(directory).map_err(|e| Error::io("open", directory.display().to_string(), e))?;
+    Ok(if is_immutable(&open) { Protection::Immutable } else { Protection::Marker })
+}
+
 fn is_immutable(directory: &File) -> bool {
     sys::inode_flags(directory.as_fd()).is_ok_and(|flags| flags & sys::INODE_IMMUTABLE != 0)
 }

@@ -39,9 +39,9 @@ impl Survey {
         self.directories + self.files + self.others
     }
 
-    /// Walks `directory`, an absolute path without symbolic links. Errors: `Invalid` for what cannot be adopted: mounts below it, files that may
+    /// Walks `directory`, an absolute path without symbolic links; its users see it as `seen_as`. Errors: `Invalid` for what cannot be adopted: mounts below it, files that may
     /// not be changed, files of other owners when we are not root.
-    pub fn of(directory: &Path, mounts: &Mounts) -> Result<Survey> {
+    pub fn of(directory: &Path, seen_as: &Path, mounts: &Mounts) -> Result<Survey> {
         let below: Vec<String> = mounts.below(directory).map(|point| point.display().to_string()).collect();
         if !below.is_empty() {
             return Err(Error::Invalid(format!(
@@ -51,11 +51,11 @@ impl Survey {
             )));
         }
         let mut survey = Survey::default();
-        survey.add(directory, directory)?;
+        survey.add(directory, directory, seen_as)?;
         let mut pending = vec![directory.to_owned()];
         while let Some(dir) = pending.pop() {
             for entry in read_dir(&dir)? {
-                if survey.add(&entry, directory)?.is_dir() {
+                if survey.add(&entry, directory, seen_as)?.is_dir() {
                     pending.push(entry);
                 }
             }
@@ -63,7 +63,7 @@ impl Survey {
         Ok(survey)
     }
 
-    fn add(&mut self, path: &Path, top: &Path) -> Result<Metadata> {
+    fn add(&mut self, path: &Path, top: &Path, seen_as: &Path) -> Result<Metadata> {
         let meta = fs::symlink_metadata(path).map_err(|e| Error::io("stat", path.display().to_string(), e))?;
         let new = self.inodes.insert((meta.dev(), meta.ino()));
         if meta.is_dir() {
@@ -79,8 +79,9 @@ impl Survey {
         }
         if meta.is_symlink() {
             let target = fs::read_link(path).map_err(|e| Error::io("read link", path.display().to_string(), e))?;
-            if leads_out(path, &target, top) {
-                self.leaving.push(format!("{} -> {}", path.display(), target.display()));
+            let link = seen_as.join(path.strip_prefix(top).unwrap_or(path));
+            if leads_out(&link, &target, seen_as) {
+                self.leaving.push(format!("{} -> {}", link.display(), target.display()));
             }
         } else if is_unchangeable(path)? {
             return Err(Error::Invalid(format!(
