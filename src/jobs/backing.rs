@@ -13,8 +13,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What the engine keeps on the fastest tier besides its directories.
-const ENGINE_FILES: [&str; 1] = ["state.redb"];
+/// What a volume keeps on the fastest tier besides its directories.
+const VOLUME_FILES: [&str; 5] = ["state.redb", "heat.bin", "heat.bin.new", "pins.json", "pins.json.new"];
 
 /// One tier of a plan, as the user named it; a plan lists them fastest first.
 #[derive(Clone, Debug)]
@@ -259,7 +259,7 @@ pub(super) fn exists(path: &Path) -> Result<bool> {
 /// Removes the log and the state from the fastest tier.
 pub(super) fn remove_engine_files(fastest: &Path) -> Result<()> {
     remove_tree(&fastest.join("log"))?;
-    ENGINE_FILES.iter().try_for_each(|name| remove_file(&fastest.join(name)))
+    VOLUME_FILES.iter().try_for_each(|name| remove_file(&fastest.join(name)))
 }
 
 /// Removes the directories of objects from a tier. Errors: `Busy` if there still are objects in them.
