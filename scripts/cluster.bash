@@ -82,7 +82,8 @@ cluster_stop() {
     [[ ${1:-fast} == immediate ]] && signal=QUIT
     children=$(pgrep -P "$SERVER_PID" || true)
     kill -"$signal" "$SERVER_PID" 2>/dev/null || true
-    if ! wait_until 60 gone "$SERVER_PID"; then
+    # a last checkpoint onto a slow disk takes its time
+    if ! wait_until 300 gone "$SERVER_PID"; then
         # shellcheck disable=SC2086 # one word for each process
         kill -KILL "$SERVER_PID" $children 2>/dev/null || true
         wait_until 10 gone "$SERVER_PID" || die "the server (process $SERVER_PID) cannot be stopped"
