@@ -76,27 +76,27 @@ side_dir() {
 side_create() {
     local side=$1 source=$2 dir
     shift 2
-    dir=$(side_dir "$side")
-    [[ ! -e $dir ]] || return 0
-    if [[ $side == mergerfs ]]; then
-        mergerfs_create
-        dir=$dir/data
-    fi
+    dir=$(side_data "$side")
+    [[ $side != mergerfs ]] || mergerfs_up
     install -d -o "$SERVER_USER" -m 700 "$dir"
     [[ -z $source ]] || cp -a --sparse=never "$source/." "$dir/"
     sync -f "$dir"
-    [[ $side != heatfs-* ]] || heatfs_create "$side" "$dir" "$@"
+    case $side in
+    heatfs-*) heatfs_create "$side" "$dir" "$@" ;;
+    mergerfs) mergerfs_down ;;
+    esac
 }
 
-# Whole files by first fit, on what is left of the disks above a ballast: the budgets of the peers' measurements.
-mergerfs_create() {
-    local name budget free branches=
+# Whole files by first fit. Ballast on the disks leaves it the budgets of the peers' measurements, while it is in use.
+mergerfs_up() {
+    local name budget used free branches=
     for name in nvme:600 sata:1229 hdd:4096; do
         budget=$((${name#*:} << 20))
         name=${name%:*}
         mkdir -p "$(disk "$name")/mergerfs" "$WORK/mergerfs"
+        used=$(du -sB1 "$(disk "$name")/mergerfs" | cut -f 1)
         free=$(df --output=avail -B1 "$(disk "$name")" | tail -n 1)
-        fallocate -l $((free - budget)) "$(disk "$name")/ballast"
+        fallocate -l $((free - budget + used)) "$(disk "$name")/ballast"
         branches+=:$(disk "$name")/mergerfs
     done
     chmod 755 "$WORK/mergerfs"
@@ -104,8 +104,8 @@ mergerfs_create() {
         "${branches#:}" "$WORK/mergerfs"
 }
 
-mergerfs_remove() {
-    ! mounted "$WORK/mergerfs" || umount "$WORK/mergerfs"
+mergerfs_down() {
+    ! mounted "$WORK/mergerfs" || wait_until 10 umount "$WORK/mergerfs"
     rm -f "$LAB"/mnt/*/ballast
 }
 
@@ -121,9 +121,20 @@ heatfs_create() {
     SIDE_CONFIG[$side]=$WORK/$side.toml
 }
 
-# side_up SIDE, side_down SIDE: the side's files can be used, nothing runs
-side_up() { [[ $1 != heatfs-* ]] || daemon_start "${SIDE_CONFIG[$1]}" "$(side_dir "$1")"; }
-side_down() { [[ $1 != heatfs-* ]] || daemon_stop; }
+# side_up SIDE, side_down SIDE: the side's files can be used, or nothing of it runs
+side_up() {
+    case $1 in
+    heatfs-*) daemon_start "${SIDE_CONFIG[$1]}" "$(side_dir "$1")" ;;
+    mergerfs) mergerfs_up ;;
+    esac
+}
+
+side_down() {
+    case $1 in
+    heatfs-*) daemon_stop ;;
+    mergerfs) mergerfs_down ;;
+    esac
+}
 
 # side_data SIDE: the data directory of the server there
 side_data() { if [[ $1 == mergerfs ]]; then echo "$(side_dir "$1")/data"; else side_dir "$1"; fi; }
