@@ -1,7 +1,7 @@
 //! Backing files behind one small trait, so that everything above runs on real disks and on a simulated one.
 //!
 //! A [`Device`] is one backing directory (a tier path). All paths are relative to it, with `/` between components
-//! and without `.` or `..`. Offsets and lengths are in bytes. Nothing here retries, caches or interprets: what the
+//! and without `.` or `..`; the empty path is the directory itself, where a directory is asked for. Offsets and lengths are in bytes. Nothing here retries, caches or interprets: what the
 //! backing filesystem says is what the caller hears.
 //!
 //! Durability contract, which the simulated device enforces at its weakest:
@@ -27,6 +27,7 @@ pub struct OpenMode {
 }
 
 /// One open backing file. All calls take positions; there is no cursor. Safe to share between threads.
+#[expect(clippy::len_without_is_empty, reason = "the length is that of the file at this moment, not of a collection")]
 pub trait BackingFile: Send + Sync {
     /// Reads at most `buf.len()` bytes; fewer only at the end of the file (callers treat the rest as zeros).
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
@@ -59,7 +60,7 @@ pub trait Device: Send + Sync {
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn BackingFile>>;
     /// Creates a directory and its missing parents; no error when it is there.
     fn create_dir_all(&self, path: &str) -> io::Result<()>;
-    /// Replaces the target if there is one.
+    /// Renames a file, and replaces the target if there is one. The simulated device knows no renames of directories.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     fn remove_file(&self, path: &str) -> io::Result<()>;
     /// Names in a directory, sorted; without `.` and `..`.
@@ -75,6 +76,7 @@ pub trait Device: Send + Sync {
 
 mod aligned;
 pub mod clock;
+mod path;
 pub mod real;
 pub mod sim;
 pub mod sys;

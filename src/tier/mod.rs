@@ -1,1 +1,3 @@
-//! (being built)
+//! Tiers: identity of a backing path (which tier of which volume, I7) and the object files that hold block images.
+
+pub mod objects;

@@ -1,24 +1,77 @@
 //! The engine: read, write, sync and truncate by file id. It knows no FUSE, no user paths, no async.
 //!
-//! API skeleton; the engine's author replaces the bodies.
-#![allow(unused_variables, clippy::todo)]
+//! # How bytes travel
+//! A change becomes a record in the log and an extent in its file's overlay ([`io`]). The coalescer applies durable extents to
+//! the base and takes them out of the overlay ([`coalesce`]); the mover copies base images between tiers ([`relocate`]); a checkpoint makes base,
+//! map and sizes durable, and only then frees old images and log segments ([`checkpoint`]). Opening replays the log ([`open`]).
+//!
+//! # Locks, in the order in which they are taken
+//! 1. `checkpointing`: one checkpoint at a time.
+//! 2. **block claim** (`claims`): whoever changes a block's base or its place holds the claim on (file, block) from before it reads the
+//!    map until after the flip. Coalescer, mover and punch exclude each other with it; the foreground never takes it. Held across I/O.
+//! 3. `gate`: read-held for each flip, write-held while a checkpoint freezes its set, so that a flip is in one checkpoint or the next (R4).
+//! 4. `appends`, read-held around 5 by whoever logs a record.
+//! 5. a file's own lock (`File`): size, overlay, map. Held for memory operations and for the append of a record (so that log order is the order
+//!    of the file's changes), never across device I/O.
+//! 6. leaves: the log's state, `window`, `vacated`, `touched`, the table of files.
+//!
+//! Readers take only 5 and count themselves in [`readers`]; recycling a segment and punching an old image wait for readers that began earlier.
+//!
+//! # Why a flip is safe
+//! Bytes leave the overlay only together with the flip that makes the base current, under the file's lock, and only if they are
+//! still the newest; a truncate meanwhile raises `cuts` and the flip into a new place is given up. Until the next checkpoint is durable, the extents
+//! applied (`window`) stay in the log, the old image stays where it was (`vacated`), and so a crash or a failed sync goes back to them (I2, R5, R8).
 
-use crate::device::{Device, Space};
-use crate::error::Result;
+mod blockmap;
+mod checkpoint;
+mod coalesce;
+mod file;
+mod inspect;
+mod io;
+mod open;
+mod overlay;
+mod readers;
+mod relocate;
+mod resize;
+mod space;
+mod state;
+mod status;
+mod threads;
+
+pub use blockmap::{Home, Place};
+pub use file::File;
+pub use inspect::{Finding, Severity};
+pub use open::Recovery;
+pub use resize::Seek;
+pub use state::Meta;
+pub use status::{Counters, LogStatus, TierStatus, VolumeStatus};
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::log::{Geometry, Log};
+use crate::tier::objects::Objects;
 use crate::units::{BlockNo, FileId, TierId, WallNs};
-use serde::{Deserialize, Serialize};
+use overlay::{Extent, Ledger};
+use parking_lot::{Condvar, Mutex, RwLock};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-/// What a volume is opened with. All of it comes from the settings file; the engine has no defaults of its own but these.
+/// What a volume is opened with.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Unit of placement, in bytes: a power of two from 4 KiB to 1 MiB. Fixed when the volume is created.
     pub block_bytes: u32,
-    /// Size of one log segment, in bytes; a multiple of 1 MiB. Fixed when the volume is created.
+    /// Size of one log segment, in bytes, a multiple of 64 KiB. Fixed when the volume is created.
     pub segment_bytes: u64,
-    /// Number of log segments. Fixed when the volume is created.
+    /// Number of log segments, at least 4. Fixed when the volume is created.
     pub segments: u32,
     /// Recent log payloads kept in memory, in bytes.
     pub payload_cache_bytes: u64,
+    /// Share of the log, 0 to 1, above which the oldest records are coalesced.
+    pub coalesce_at_fill: f64,
+    /// Longest time between checkpoints, in seconds.
+    pub checkpoint_interval_s: u64,
 }
 
 /// May this call wait for a slow device or for log space?
@@ -34,29 +87,18 @@ pub enum Wait {
 pub struct Tier {
     pub name: String,
     pub device: Arc<dyn Device>,
-    /// Bytes of block images that may lie here (budget); None: the device's own space less `reserve_bytes`.
+    /// Bytes of block images that may lie here; None: the device's own space less `reserve_bytes`.
     pub budget_bytes: Option<u64>,
     pub reserve_bytes: u64,
-}
-
-/// A file known to the engine. Cheap to clone the Arc; the namespace holds one per live node.
-pub struct File {
-    id: FileId,
-}
-
-impl File {
-    pub fn id(&self) -> FileId {
-        self.id
-    }
 }
 
 /// What the engine knows better than home: everything else of an inode is home's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct FileAttr {
     pub size_bytes: u64,
-    /// In 512-byte units, from map and overlay.
+    /// In 512-byte units, from map and promises.
     pub blocks_512: u64,
-    /// None: the engine has not seen a write or truncate since home's own mtime/ctime were set; home's times are right.
+    /// None: the engine has not seen a write or truncate since home's own time was set; home's is right.
     pub mtime: Option<WallNs>,
     pub ctime: Option<WallNs>,
 }
@@ -64,181 +106,243 @@ pub struct FileAttr {
 /// Called by the engine with files whose data are durably gone (their grave entries may go).
 pub type GoneListener = Box<dyn Fn(&[FileId]) + Send + Sync>;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Seek {
-    Data,
-    Hole,
+/// Hears of accesses: the recorder of heat. Called on the data path: must be quick and never block.
+pub trait AccessObserver: Send + Sync {
+    fn on_read_miss(
+        &self,
+        file: FileId,
+        first: BlockNo,
+        last: BlockNo,
+        offset: u64,
+        len: u32,
+        tier: Option<TierId>,
+        latency_us: u32,
+    );
+    fn on_write(&self, file: FileId, offset: u64, len: u32, is_log_file: bool);
+    fn on_file_gone(&self, file: FileId);
 }
 
-pub struct Volume {}
+/// Extents applied to a block's base since the last durable checkpoint, and where the block was before.
+struct Applied {
+    file: FileId,
+    block: BlockNo,
+    /// The map entry before the first change of this checkpoint period.
+    prior: Place,
+    pieces: Vec<Extent>,
+    /// The tier written to, if any.
+    wrote: Option<TierId>,
+}
+
+/// Places that no map entry names any more but that durable state may still name: not to be written, punched after the next checkpoint.
+#[derive(Default)]
+struct Vacated {
+    current: HashSet<(FileId, BlockNo, TierId)>,
+    frozen: HashSet<(FileId, BlockNo, TierId)>,
+}
+
+pub struct Volume {
+    options: Options,
+    tiers: Vec<Tier>,
+    objects: Vec<Objects>,
+    log: Log,
+    state: state::State,
+    meta: Mutex<Meta>,
+    next_file_id: AtomicU64,
+    files: RwLock<HashMap<FileId, Arc<File>>>,
+    dirty: Mutex<Vec<FileId>>,
+    gone: Mutex<Vec<FileId>>,
+    on_gone: RwLock<Option<GoneListener>>,
+    observer: RwLock<Option<Arc<dyn AccessObserver>>>,
+    space: space::SpaceBook,
+    /// Weight of extents in the overlay per log slot: what each segment is still needed for.
+    live: Vec<AtomicI64>,
+    /// Blocks that have had records in each slot's segment: where to look for extents when the segment is to be freed.
+    touched: Vec<Mutex<Vec<(FileId, BlockNo, BlockNo)>>>,
+    claims: Mutex<HashSet<(FileId, BlockNo)>>,
+    gate: RwLock<()>,
+    /// Read-held from the append of a record until its extent counts as live; a freeze waits for it.
+    appends: RwLock<()>,
+    window: Mutex<Vec<Applied>>,
+    vacated: Mutex<Vacated>,
+    checkpointing: Mutex<()>,
+    /// Tiers whose sync failed in the checkpoint under way.
+    lost_writes: Mutex<BTreeSet<TierId>>,
+    readers: readers::Readers,
+    counters: status::Live,
+    /// Troubles that do not stop the volume, by subject, with the time they began.
+    degraded: Mutex<BTreeMap<String, (WallNs, String)>>,
+    /// Last failure of a tier's writes: it is left alone for a while.
+    backoff: Mutex<HashMap<TierId, std::time::Instant>>,
+    closed: AtomicBool,
+    maintenance: threads::Maintenance,
+    wake: Condvar,
+    wake_lock: Mutex<threads::Wake>,
+}
+
+/// A block claim: see the lock order above.
+pub(crate) struct Claim<'a> {
+    volume: &'a Volume,
+    key: (FileId, BlockNo),
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.volume.claims.lock().remove(&self.key);
+    }
+}
+
+/// Keeps `live` in step with an overlay.
+struct LiveLedger<'a> {
+    volume: &'a Volume,
+}
+
+impl LiveLedger<'_> {
+    fn cell(&self, extent: &Extent) -> Option<&AtomicI64> {
+        let geometry = self.volume.geometry();
+        self.volume.live.get(geometry.slot(geometry.segment_of(extent.source.address())))
+    }
+}
+
+impl Ledger for LiveLedger<'_> {
+    fn added(&mut self, extent: &Extent) {
+        if let Some(cell) = self.cell(extent) {
+            cell.fetch_add(i64::try_from(extent.weight()).unwrap_or(i64::MAX), Ordering::AcqRel);
+        }
+    }
+    fn removed(&mut self, extent: &Extent) {
+        if let Some(cell) = self.cell(extent) {
+            cell.fetch_sub(i64::try_from(extent.weight()).unwrap_or(i64::MAX), Ordering::AcqRel);
+        }
+    }
+}
 
 impl Volume {
-    /// Creates state and log of a new volume on prepared tiers (see room `tier` for identity).
-    pub fn create(tiers: &[Tier], options: &Options) -> Result<()> {
-        todo!()
+    pub fn block_bytes(&self) -> u64 {
+        u64::from(self.options.block_bytes)
     }
-    /// Opens and recovers. Serves at once; spawns no threads (see [`Volume::start_threads`]).
-    pub fn open(tiers: Vec<Tier>, options: Options) -> Result<Arc<Volume>> {
-        todo!()
+
+    pub fn tier_count(&self) -> usize {
+        self.tiers.len()
     }
-    /// Committer, coalescer, checkpointer.
-    pub fn start_threads(self: &Arc<Self>) -> Result<()> {
-        todo!()
+
+    pub fn tier_name(&self, tier: TierId) -> &str {
+        self.tiers.get(tier.index()).map_or("?", |tier| tier.name.as_str())
     }
+
+    pub fn volume_id(&self) -> uuid::Uuid {
+        self.meta.lock().volume
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.log.geometry()
+    }
+
+    fn ledger(&self) -> LiveLedger<'_> {
+        LiveLedger { volume: self }
+    }
+
+    fn block_of(&self, offset: u64) -> BlockNo {
+        BlockNo(offset / self.block_bytes())
+    }
+
+    fn block_start(&self, block: BlockNo) -> u64 {
+        block.0 * self.block_bytes()
+    }
+
+    fn objects(&self, tier: TierId) -> Result<&Objects> {
+        self.objects.get(tier.index()).ok_or_else(|| Error::NotFound(format!("no tier {tier}")))
+    }
+
+    fn claim(&self, file: FileId, block: BlockNo) -> Option<Claim<'_>> {
+        let key = (file, block);
+        self.claims.lock().insert(key).then_some(Claim { volume: self, key })
+    }
+
+    /// Registers who hears of files whose data are durably gone.
     pub fn on_gone(&self, listener: GoneListener) {
-        todo!()
+        *self.on_gone.write() = Some(listener);
     }
+
+    /// Registers who hears of accesses.
+    pub fn set_observer(&self, observer: Arc<dyn AccessObserver>) {
+        *self.observer.write() = Some(observer);
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::ReadOnly { why: "the volume is shut down".to_string() });
+        }
+        match self.log.failure() {
+            None => Ok(()),
+            Some(why) => Err(Error::ReadOnly { why }),
+        }
+    }
+
     /// A fresh id, never issued before, below the durably reserved limit (R10).
     pub fn issue_file_id(&self) -> Result<FileId> {
-        todo!()
+        loop {
+            let limit = self.meta.lock().file_id_limit;
+            let next = self.next_file_id.load(Ordering::Acquire);
+            if next < limit {
+                if self.next_file_id.compare_exchange(next, next + 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                    return Ok(FileId(next));
+                }
+            } else {
+                self.check_writable()?;
+                self.checkpoint()?;
+            }
+        }
     }
-    /// The file with this id; an id the engine has no record of is an empty file (created, never written).
+
+    /// The file with this id; an id without a record is an empty file (created, never written).
     /// `Untrusted` for an id that was never issued.
     pub fn file(&self, id: FileId) -> Result<Arc<File>> {
-        todo!()
+        if let Some(file) = self.files.read().get(&id) {
+            return Ok(file.clone());
+        }
+        if id.0 == 0 || id.0 >= self.meta.lock().file_id_limit {
+            return Err(Error::Untrusted { file: id, why: "its id was never issued by this volume".to_string() });
+        }
+        let loaded = self.load_file(id)?;
+        Ok(self.files.write().entry(id).or_insert(loaded).clone())
     }
-    /// Tells the engine that files of this path (relative to the mount, '/'-separated) behave like logs (records left to die), by name.
-    /// Called by the namespace at create, lookup and rename.
+
+    fn load_file(&self, id: FileId) -> Result<Arc<File>> {
+        let mut inner = file::Inner::default();
+        let mut log_file = false;
+        if let Some((row, chunks)) = self.state.file(id)? {
+            (inner.size_bytes, inner.mtime, inner.ctime, log_file) = (row.size_bytes, row.mtime, row.ctime, row.log_file);
+            for (index, bytes) in chunks {
+                inner.map.load_chunk(index, &bytes);
+            }
+            inner.recount();
+            inner.allocated = inner.promised_blocks > 0;
+        }
+        Ok(Arc::new(File::new(id, inner, log_file)))
+    }
+
+    fn list_dirty(&self, file: &File) {
+        if file.list_dirty() {
+            self.dirty.lock().push(file.id());
+        }
+    }
+
+    /// Tells how a file is called (relative to the mount), so that log files are known by name. Called at create, lookup and rename.
     pub fn note_path(&self, file: &File, path: &str) {
-        todo!()
+        file.set_named_log(file::is_log_path(path));
     }
-    /// All of `data` at `offset`, atomically in log order. Grows the file. With `Wait::Never` never blocks.
-    pub fn write(&self, file: &Arc<File>, offset: u64, data: &[u8], wait: Wait) -> Result<()> {
-        todo!()
-    }
-    /// Fills `buf` from `offset`; returns bytes before end of file. `sequential`: the caller's view, not counted as heat.
-    pub fn read(&self, file: &Arc<File>, offset: u64, buf: &mut [u8], wait: Wait) -> Result<usize> {
-        todo!()
-    }
-    pub fn set_size(&self, file: &Arc<File>, size_bytes: u64) -> Result<()> {
-        todo!()
-    }
-    /// FALLOC_FL_PUNCH_HOLE | KEEP_SIZE.
-    pub fn punch_hole(&self, file: &Arc<File>, offset: u64, len: u64) -> Result<()> {
-        todo!()
-    }
-    /// FALLOC_FL_ZERO_RANGE.
-    pub fn zero_range(&self, file: &Arc<File>, offset: u64, len: u64, keep_size: bool) -> Result<()> {
-        todo!()
-    }
-    /// Plain fallocate: reserves space, grows the file unless `keep_size`.
-    pub fn allocate(&self, file: &Arc<File>, offset: u64, len: u64, keep_size: bool) -> Result<()> {
-        todo!()
-    }
-    /// Calls `done` once every record of `file` up to now is durable; may call it on this thread (leader commit) or on another.
-    pub fn sync(&self, file: &Arc<File>, done: Box<dyn FnOnce(Result<()>) + Send>) {
-        todo!()
-    }
-    /// The whole log, waiting.
-    pub fn sync_log(&self) -> Result<()> {
-        todo!()
-    }
-    /// lseek(SEEK_DATA / SEEK_HOLE); None: ENXIO.
-    pub fn seek(&self, file: &File, offset: u64, what: Seek) -> Option<u64> {
-        todo!()
-    }
-    pub fn attr(&self, file: &File) -> FileAttr {
-        todo!()
-    }
-    /// utimensat: home has been told, the engine's own times give way (mtime: the new one, None = unchanged).
-    pub fn set_times(&self, file: &File, mtime: Option<WallNs>) {
-        todo!()
-    }
-    /// The last name is gone (home's grave holds it) and nobody has it open: data, records and map entries go after the next checkpoint.
-    pub fn remove(&self, id: FileId) -> Result<()> {
-        todo!()
-    }
-    /// statfs over all tiers.
-    pub fn space(&self) -> Space {
-        todo!()
-    }
-    pub fn checkpoint(&self) -> Result<()> {
-        todo!()
-    }
-    /// Coalesces everything that is durable (settle).
-    pub fn coalesce_all(&self) -> Result<()> {
-        todo!()
-    }
-    /// Coalesce, checkpoint, mark clean; further calls fail.
-    pub fn shut_down(&self) -> Result<()> {
-        todo!()
-    }
-    /// Copies a block's base to a tier and flips the map if nobody wrote it meanwhile. Ok(false): refused (busy, changed, no room).
-    pub fn move_block(&self, file: &Arc<File>, block: BlockNo, to: TierId) -> Result<bool> {
-        todo!()
-    }
-    pub fn status(&self) -> VolumeStatus {
-        todo!()
-    }
-}
 
-/// Everything `status`, `tiers`, `top` and the metrics show of the engine.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct VolumeStatus {
-    /// None: healthy. Otherwise why the volume is read-only.
-    pub read_only: Option<String>,
-    /// Why the volume is degraded; empty when it is not.
-    pub degraded: Vec<String>,
-    pub files: u64,
-    pub tiers: Vec<TierStatus>,
-    pub log: LogStatus,
-    pub counters: Counters,
-    pub overlay_extents: u64,
-    pub map_memory_bytes: u64,
-    pub overlay_memory_bytes: u64,
-}
+    fn degrade(&self, subject: &str, why: String) {
+        let mut degraded = self.degraded.lock();
+        if !degraded.contains_key(subject) {
+            tracing::warn!(subject, why, "degraded");
+        }
+        degraded.entry(subject.to_string()).or_insert((crate::device::clock::wall_now(), why));
+    }
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct TierStatus {
-    pub name: String,
-    pub path: String,
-    pub total_bytes: u64,
-    pub available_bytes: u64,
-    pub budget_bytes: u64,
-    pub used_bytes: u64,
-    /// Blocks whose current image is here.
-    pub blocks: u64,
-    /// Clean copies of blocks that live on a faster tier.
-    pub copies: u64,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct LogStatus {
-    pub size_bytes: u64,
-    pub used_bytes: u64,
-    /// Bytes of records that are in no base yet.
-    pub live_bytes: u64,
-    pub segments: u32,
-    pub free_segments: u32,
-    pub durable_lsn: u64,
-    pub next_lsn: u64,
-}
-
-/// Monotonic counters since the daemon started.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Counters {
-    pub reads: u64,
-    pub read_bytes: u64,
-    pub writes: u64,
-    pub write_bytes: u64,
-    pub syncs: u64,
-    pub log_groups: u64,
-    pub log_written_bytes: u64,
-    pub log_payload_bytes: u64,
-    /// Reads answered from the overlay: in memory, and from the log.
-    pub reads_from_payload_cache: u64,
-    pub reads_from_log: u64,
-    /// Base reads per tier (device calls), bytes per tier, microseconds per tier in total.
-    pub base_reads: Vec<u64>,
-    pub base_read_bytes: Vec<u64>,
-    pub base_read_us: Vec<u64>,
-    pub base_writes: Vec<u64>,
-    pub base_write_bytes: Vec<u64>,
-    pub coalesced_blocks: u64,
-    pub promoted_blocks: u64,
-    pub demoted_blocks: u64,
-    pub demoted_by_flip_blocks: u64,
-    pub checkpoints: u64,
-    pub checkpoint_us: u64,
-    pub writer_waits: u64,
+    fn restore_health(&self, subject: &str) {
+        if self.degraded.lock().remove(subject).is_some() {
+            tracing::info!(subject, "healthy again");
+        }
+    }
 }

@@ -1,0 +1,351 @@
+//! Checkpoint: base, map, sizes and the redo point become durable together; only then old images and log segments are freed.
+//!
+//! freeze the set -> flush the log -> sync what was written to the tiers (and home, if names went) -> one state transaction -> wait for earlier
+//! readers -> recycle segments, punch vacated places, remove the objects of files that are gone. What is flipped after the
+//! freeze belongs to the next checkpoint (R4).
+//!
+//! If a sync fails, everything written to that tier since the last durable checkpoint is un-applied (R8): its extents return to the overlay beneath
+//! newer ones, its blocks to the places where durable state has them. They are written again from the log before a later sync counts.
+
+use super::space::Held;
+use super::state::Changes;
+use super::status::count;
+use super::{Applied, File, Volume};
+use crate::device::clock;
+use crate::error::{Error, Result};
+use crate::tier::objects::{object_dir, object_path};
+use crate::units::{BlockNo, FileId, TierId, WallNs};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Up to this many files are synced one by one; beyond, the whole backing filesystem.
+const FILES_SYNCED_SINGLY: usize = 64;
+/// File ids reserved ahead.
+const FILE_IDS_AHEAD: u64 = 1 << 16;
+/// More files than this in memory: those at rest are dropped after a checkpoint.
+const FILES_IN_MEMORY: usize = 20_000;
+
+/// What one checkpoint makes durable.
+struct Frozen {
+    window: Vec<Applied>,
+    gone: Vec<FileId>,
+    dirty: Vec<FileId>,
+    changes: Changes,
+    /// Oldest segment with a live record.
+    redo_segment: u64,
+    wall: WallNs,
+}
+
+impl Volume {
+    /// Makes everything up to now durable in base and state, and frees what that supersedes.
+    pub fn checkpoint(&self) -> Result<()> {
+        let _one = self.checkpointing.lock();
+        self.check_writable()?;
+        let began = clock::monotonic_now();
+        let frozen = self.freeze()?;
+        if let Err(error) = self.make_durable(&frozen) {
+            self.thaw(frozen, &error);
+            return Err(error);
+        }
+        self.free_superseded(frozen);
+        count(&self.counters.checkpoints, 1);
+        count(&self.counters.checkpoint_us, u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+        Ok(())
+    }
+
+    /// Is there anything that a checkpoint would make durable or free?
+    pub(super) fn checkpoint_due(&self) -> bool {
+        !self.window.lock().is_empty() || !self.gone.lock().is_empty() || !self.dirty.lock().is_empty()
+    }
+
+    fn freeze(&self) -> Result<Frozen> {
+        let _gate = self.gate.write();
+        let wall = clock::wall_now();
+        let redo_segment = {
+            let _no_appends = self.appends.write();
+            self.oldest_live_segment()
+        };
+        let window = std::mem::take(&mut *self.window.lock());
+        {
+            let mut vacated = self.vacated.lock();
+            let current = std::mem::take(&mut vacated.current);
+            vacated.frozen.extend(current);
+        }
+        let gone = std::mem::take(&mut *self.gone.lock());
+        let dirty = std::mem::take(&mut *self.dirty.lock());
+        let mut changes = Changes { gone: gone.clone(), ..Changes::default() };
+        for &id in &dirty {
+            let file = self.file(id)?;
+            file.unlist_dirty();
+            let mut inner = file.write();
+            if inner.removed {
+                continue;
+            }
+            inner.row_dirty = false;
+            changes.rows.push((id, inner.row(file.is_log_file())));
+            changes.chunks.extend(inner.map.take_dirty().into_iter().map(|(index, bytes)| (id, index, bytes)));
+        }
+        Ok(Frozen { window, gone, dirty, changes, redo_segment, wall })
+    }
+
+    fn oldest_live_segment(&self) -> u64 {
+        let (tail, in_use) = self.log.segments_in_use();
+        let head = self.log.head_segment_seq();
+        let live = |seq: &u64| {
+            self.live.get(self.geometry().slot(*seq)).is_some_and(|cell| cell.load(Ordering::Acquire) > 0)
+        };
+        (tail..tail + in_use).find(live).unwrap_or(head).min(head)
+    }
+
+    fn make_durable(&self, frozen: &Frozen) -> Result<()> {
+        self.log.sync_all()?;
+        for tier in (0..self.tiers.len()).filter_map(|tier| u8::try_from(tier).ok()).map(TierId) {
+            let files: BTreeSet<FileId> =
+                frozen.window.iter().filter(|applied| applied.wrote == Some(tier)).map(|applied| applied.file).collect();
+            let names_went = tier == TierId::FASTEST && !frozen.gone.is_empty();
+            if let Err(error) = self.sync_tier(tier, &files, names_went) {
+                self.degrade(&format!("tier {}", self.tier_name(tier)), error.to_string());
+                return Err(error);
+            }
+        }
+        let mut meta = self.meta.lock().clone();
+        meta.redo = self.log.redo_point(frozen.redo_segment);
+        let next = self.next_file_id.load(Ordering::Acquire);
+        if next + FILE_IDS_AHEAD / 2 > meta.file_id_limit {
+            meta.file_id_limit = next + FILE_IDS_AHEAD;
+        }
+        meta.checkpoint_wall = frozen.wall;
+        if let Err(error) = self.state.commit(&meta, &frozen.changes) {
+            // Whether the transaction is durable is unknown: from here on only a new mount can tell (I5).
+            self.log.fail_for(&error);
+            return Err(error);
+        }
+        *self.meta.lock() = meta;
+        Ok(())
+    }
+
+    fn sync_tier(&self, tier: TierId, files: &BTreeSet<FileId>, names_went: bool) -> Result<()> {
+        let objects = self.objects(tier)?;
+        let fresh = objects.take_fresh();
+        if files.is_empty() && !names_went && fresh.is_empty() {
+            return Ok(());
+        }
+        let synced = if names_went || files.len() > FILES_SYNCED_SINGLY || fresh.len() > FILES_SYNCED_SINGLY {
+            objects.device().sync_all().map_err(|e| Error::io("sync", objects.device().path(), e))
+        } else {
+            self.sync_singly(tier, files, &fresh)
+        };
+        if synced.is_err() {
+            objects.put_back_fresh(fresh);
+            self.unapply_after_sync_error(tier);
+        }
+        synced
+    }
+
+    fn sync_singly(&self, tier: TierId, files: &BTreeSet<FileId>, fresh: &BTreeSet<FileId>) -> Result<()> {
+        let objects = self.objects(tier)?;
+        for &id in files {
+            if let Some(object) = objects.get(id, false)? {
+                object.sync_data().map_err(|e| Error::io("sync", objects.full(&object_path(id)), e))?;
+            }
+        }
+        let dirs: BTreeSet<String> = fresh.iter().map(|&id| object_dir(id)).collect();
+        for dir in &dirs {
+            objects.device().sync_dir(dir).map_err(|e| Error::io("sync", objects.full(dir), e))?;
+        }
+        if dirs.is_empty() {
+            return Ok(());
+        }
+        objects.device().sync_dir("objects").map_err(|e| Error::io("sync", objects.full("objects"), e))
+    }
+
+    /// The tier lost writes that it had accepted: remembered until [`Volume::thaw`] has the whole window together again.
+    fn unapply_after_sync_error(&self, tier: TierId) {
+        self.lost_writes.lock().insert(tier);
+    }
+
+    /// The checkpoint failed: what it would have made durable belongs to the next one.
+    fn thaw(&self, frozen: Frozen, error: &Error) {
+        tracing::error!(%error, "checkpoint failed; nothing was freed, it will be tried again");
+        {
+            let mut window = self.window.lock();
+            let later = std::mem::replace(&mut *window, frozen.window);
+            window.extend(later);
+        }
+        self.gone.lock().extend(frozen.gone);
+        for (id, index, _) in frozen.changes.chunks {
+            if let Ok(file) = self.file(id) {
+                file.write().map.mark_dirty([index]);
+            }
+        }
+        for id in frozen.dirty {
+            if let Ok(file) = self.file(id) {
+                self.list_dirty(&file);
+            }
+        }
+        let lost = std::mem::take(&mut *self.lost_writes.lock());
+        if !lost.is_empty() {
+            self.unapply(&lost);
+        }
+    }
+
+    /// R8: blocks written to these tiers since the last durable checkpoint go back to where durable state has them.
+    fn unapply(&self, lost: &BTreeSet<TierId>) {
+        let window = std::mem::take(&mut *self.window.lock());
+        let hit: BTreeSet<(FileId, BlockNo)> = window
+            .iter()
+            .filter(|applied| applied.wrote.is_some_and(|tier| lost.contains(&tier)))
+            .map(|applied| (applied.file, applied.block))
+            .collect();
+        let mut affected: BTreeMap<(FileId, BlockNo), Vec<Applied>> = BTreeMap::new();
+        let mut kept = Vec::new();
+        for applied in window {
+            let key = (applied.file, applied.block);
+            if hit.contains(&key) { affected.entry(key).or_default().push(applied) } else { kept.push(applied) }
+        }
+        self.window.lock().extend(kept);
+        for ((id, block), history) in affected {
+            if let Ok(file) = self.file(id) {
+                self.unapply_block(&file, block, &history);
+            }
+        }
+    }
+
+    fn unapply_block(&self, file: &Arc<File>, block: BlockNo, history: &[Applied]) {
+        let Some(prior) = history.first().map(|applied| applied.prior) else { return };
+        let _claim = loop {
+            // The holder is at most one device call away from letting go.
+            if let Some(claim) = self.claim(file.id(), block) {
+                break claim;
+            }
+            std::thread::yield_now();
+        };
+        let _flip = self.gate.read();
+        let mut inner = file.write();
+        if inner.removed {
+            return;
+        }
+        for piece in history.iter().rev().flat_map(|applied| applied.pieces.iter()) {
+            inner.overlay.insert_beneath(*piece, &mut self.ledger());
+        }
+        self.set_place(file.id(), &mut inner, block, prior);
+        inner.cuts += 1;
+        drop(inner);
+        let mut vacated = self.vacated.lock();
+        for tier in [prior.tier(), prior.copy].into_iter().flatten() {
+            let key = (file.id(), block, tier);
+            if vacated.current.remove(&key) | vacated.frozen.remove(&key) {
+                self.space.add(tier, Held::Vacated, -1);
+            }
+        }
+        drop(vacated);
+        self.list_dirty(file);
+    }
+
+    fn free_superseded(&self, frozen: Frozen) {
+        self.readers.wait_for_earlier();
+        let (tail, _) = self.log.segments_in_use();
+        for seq in tail..frozen.redo_segment {
+            if let Some(list) = self.touched.get(self.geometry().slot(seq)) {
+                list.lock().clear();
+            }
+        }
+        self.log.recycle_before(frozen.redo_segment);
+        self.remove_gone(&frozen.gone);
+        self.punch_vacated();
+        self.drop_files_at_rest();
+    }
+
+    fn remove_gone(&self, gone: &[FileId]) {
+        for &id in gone {
+            if let Some(file) = self.files.write().remove(&id) {
+                for (_, place) in file.read().map.iter() {
+                    self.count_place(place, -1);
+                }
+            }
+            let mut vacated = self.vacated.lock();
+            let super::Vacated { current, frozen } = &mut *vacated;
+            for set in [current, frozen] {
+                set.retain(|(file, _, tier)| {
+                    if *file == id {
+                        self.space.add(*tier, Held::Vacated, -1);
+                    }
+                    *file != id
+                });
+            }
+            drop(vacated);
+            for objects in &self.objects {
+                if let Err(error) = objects.remove(id) {
+                    self.degrade(&format!("file {id}"), error.to_string());
+                }
+            }
+        }
+        if let (false, Some(listener)) = (gone.is_empty(), self.on_gone.read().as_ref()) {
+            listener(gone);
+        }
+    }
+
+    /// Frees the space of images that neither durable state nor the map names any more (R5), adjacent ones together.
+    fn punch_vacated(&self) {
+        let mut places: Vec<(TierId, FileId, BlockNo)> =
+            self.vacated.lock().frozen.iter().map(|&(file, block, tier)| (tier, file, block)).collect();
+        places.sort_unstable();
+        let mut at = 0;
+        while let Some(&(tier, file, first)) = places.get(at) {
+            let mut claims = Vec::new();
+            while let Some(&(t, f, block)) = places.get(at) {
+                let adjacent = t == tier && f == file && block.0 == first.0 + claims.len() as u64;
+                if !adjacent {
+                    break;
+                }
+                let Some(claim) = self.claim(file, block) else { break };
+                claims.push(claim);
+                at += 1;
+            }
+            if claims.is_empty() {
+                // Somebody is at this block: its turn comes with the next checkpoint.
+                at += 1;
+                continue;
+            }
+            let count = claims.len() as u64;
+            if let Err(error) = self.punch_run(tier, file, first, count) {
+                self.degrade(&format!("tier {}", self.tier_name(tier)), error.to_string());
+                continue;
+            }
+            let mut vacated = self.vacated.lock();
+            for block in first.0..first.0 + count {
+                if vacated.frozen.remove(&(file, BlockNo(block), tier)) {
+                    self.space.add(tier, Held::Vacated, -1);
+                }
+            }
+        }
+    }
+
+    fn punch_run(&self, tier: TierId, file: FileId, first: BlockNo, count: u64) -> Result<()> {
+        if let Some(known) = self.files.read().get(&file) {
+            let inner = known.read();
+            for block in (first.0..first.0 + count).map(BlockNo) {
+                assert!(!inner.map.get(block).names(tier), "a vacated place is named by the map");
+            }
+        }
+        let objects = self.objects(tier)?;
+        let Some(object) = objects.get(file, false)? else { return Ok(()) };
+        object
+            .punch(self.block_start(first), count * self.block_bytes())
+            .map_err(|e| Error::io("punch", objects.full(&object_path(file)), e))
+    }
+
+    /// Files that nobody uses and that durable state has in full need no memory.
+    fn drop_files_at_rest(&self) {
+        let mut files = self.files.write();
+        if files.len() > FILES_IN_MEMORY {
+            files.retain(|_, file| {
+                let inner = file.read();
+                let at_rest = inner.overlay.is_empty() && !inner.map.is_dirty() && !inner.row_dirty && !inner.removed;
+                drop(inner);
+                Arc::strong_count(file) > 1 || !at_rest
+            });
+        }
+    }
+}

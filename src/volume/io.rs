@@ -1,0 +1,284 @@
+//! Read, write and sync: the foreground. Never holds a lock across device I/O.
+
+use super::blockmap::Home;
+use super::file::Inner;
+use super::overlay::{Extent, Source};
+use super::status::count;
+use super::{File, Volume, Wait};
+use crate::device::{AlignedBuf, clock};
+use crate::error::{Error, Result};
+use crate::log::{Append, Done};
+use crate::ondisk::group::{RecordKind, TIER_UNSET};
+use crate::units::{BlockNo, FileId, Lsn, PAGE_BYTES, TierId};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Largest file: what fits a signed 64-bit offset with room to round up to a block.
+pub const FILE_BYTES_MAX: u64 = (i64::MAX as u64) - (2 << 20);
+/// How long a writer waits for log space before it looks again.
+const ROOM_WAIT: Duration = Duration::from_millis(50);
+
+/// A piece of a read: where its bytes come from.
+enum Piece {
+    Log(u64),
+    Base(TierId),
+    Zeros,
+}
+
+struct PlannedPiece {
+    start: u64,
+    end: u64,
+    piece: Piece,
+}
+
+impl Volume {
+    /// Writes all of `data` at `offset`; the file grows to hold it. With `Wait::Never` answers `WouldWait` instead of blocking; the
+    /// call may then be repeated as a whole. `NoSpace` when no tier has room (I10).
+    pub fn write(&self, file: &Arc<File>, offset: u64, data: &[u8], wait: Wait) -> Result<()> {
+        let end = offset.checked_add(data.len() as u64).filter(|&end| end <= FILE_BYTES_MAX);
+        let Some(end) = end else {
+            return Err(Error::Invalid(format!("offset {offset} is past the largest file")));
+        };
+        let max = self.geometry().record_bytes_max() as u64;
+        let mut at = offset;
+        let mut forced_checkpoint = false;
+        while at < end {
+            // All but the first record begin on a page, so that payload pages line up with file pages.
+            let take = (max - at % PAGE_BYTES).min(end - at);
+            let from = usize::try_from(at - offset).unwrap_or(0);
+            let bytes = data.get(from..from + usize::try_from(take).unwrap_or(0)).unwrap_or_default();
+            match self.write_record(file, at, bytes) {
+                Ok(()) => at += take,
+                Err(Error::LogFull | Error::NoSpace) if wait == Wait::Never => return Err(Error::WouldWait),
+                Err(Error::LogFull) => self.wait_for_log_room()?,
+                Err(Error::NoSpace) if !forced_checkpoint => {
+                    forced_checkpoint = true;
+                    self.checkpoint()?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        count(&self.counters.writes, 1);
+        count(&self.counters.write_bytes, data.len() as u64);
+        if let Some(observer) = self.observer.read().as_ref() {
+            observer.on_write(file.id(), offset, u32::try_from(data.len()).unwrap_or(u32::MAX), file.is_log_file());
+        }
+        Ok(())
+    }
+
+    /// One record: promise space, log, lay over.
+    fn write_record(&self, file: &Arc<File>, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        let end = offset + bytes.len() as u64;
+        let _append = self.appends.read();
+        let mut inner = file.write();
+        let promised = self.promise_holes(&mut inner, offset, end)?;
+        let place = inner.map.get(self.block_of(offset));
+        let appended = self.log.append(&Append {
+            kind: RecordKind::Data,
+            file: file.id(),
+            offset,
+            length: bytes.len() as u64,
+            payload: bytes,
+            let_die: file.is_log_file(),
+            tier: place.tier().map_or(TIER_UNSET, |tier| tier.0),
+            score: 0,
+        });
+        let appended = match appended {
+            Ok(appended) => appended,
+            Err(error) => {
+                self.take_back_promises(&mut inner, &promised);
+                return Err(error);
+            }
+        };
+        let extent = Extent { start: offset, end, source: Source::Log(appended.position) };
+        inner.overlay.insert(extent, &mut self.ledger());
+        inner.size_bytes = inner.size_bytes.max(end);
+        inner.touch(clock::wall_now());
+        file.set_last_lsn(appended.lsn);
+        drop(inner);
+        file.note_write(offset, end);
+        self.note_touched(appended.lsn, file.id(), self.block_of(offset), self.block_of(end - 1));
+        self.list_dirty(file);
+        Ok(())
+    }
+
+    /// Promises every hole in `start..end`; returns the blocks that were promised now.
+    pub(super) fn promise_holes(&self, inner: &mut Inner, start: u64, end: u64) -> Result<Vec<BlockNo>> {
+        let (first, last) = (self.block_of(start), self.block_of(end - 1));
+        let holes: Vec<BlockNo> = (first.0..=last.0).map(BlockNo).filter(|&block| inner.has_hole(block)).collect();
+        if holes.is_empty() {
+            return Ok(holes);
+        }
+        if !self.space.promise(i64::try_from(holes.len()).unwrap_or(i64::MAX)) {
+            return Err(Error::NoSpace);
+        }
+        for &block in &holes {
+            let place = inner.map.get(block);
+            inner.map.set(block, super::Place { home: Home::Promised, ..place });
+        }
+        inner.promised_blocks += holes.len() as u64;
+        Ok(holes)
+    }
+
+    pub(super) fn take_back_promises(&self, inner: &mut Inner, blocks: &[BlockNo]) {
+        for &block in blocks {
+            let place = inner.map.get(block);
+            inner.map.set(block, super::Place { home: Home::Hole, ..place });
+        }
+        inner.promised_blocks -= blocks.len() as u64;
+        self.space.unpromise(i64::try_from(blocks.len()).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn note_touched(&self, lsn: Lsn, file: FileId, first: BlockNo, last: BlockNo) {
+        let geometry = self.geometry();
+        let Some(list) = self.touched.get(geometry.slot(geometry.segment_of(lsn.0))) else { return };
+        let mut list = list.lock();
+        if let Some((last_file, from, to)) = list.last_mut()
+            && *last_file == file
+            && first.0 >= from.0
+            && first.0 <= to.0 + 1
+        {
+            to.0 = to.0.max(last.0);
+            return;
+        }
+        list.push((file, first, last));
+    }
+
+    /// The log is full: waits for the coalescer, or does its work here when no threads run.
+    pub(super) fn wait_for_log_room(&self) -> Result<()> {
+        count(&self.counters.writer_waits, 1);
+        self.check_writable()?;
+        if self.maintenance.is_running() {
+            self.wake_maintenance();
+            self.log.wait_for_room(ROOM_WAIT);
+            return Ok(());
+        }
+        self.log.flush_closed()?;
+        self.make_log_room()
+    }
+
+    /// Fills `buf` from `offset` and returns how many bytes there are before the end of the file (the rest of `buf` is untouched).
+    /// With `Wait::Never` answers `WouldWait` when a slow tier would have to be read.
+    pub fn read(&self, file: &Arc<File>, offset: u64, buf: &mut [u8], wait: Wait) -> Result<usize> {
+        let reading = self.readers.enter();
+        let (len, pieces) = self.plan_read(file, offset, buf.len());
+        let slow = |piece: &PlannedPiece| matches!(piece.piece, Piece::Base(tier) if tier != TierId::FASTEST);
+        if wait == Wait::Never && pieces.iter().any(slow) {
+            return Err(Error::WouldWait);
+        }
+        for piece in &pieces {
+            let from = usize::try_from(piece.start - offset).unwrap_or(0);
+            let to = usize::try_from(piece.end - offset).unwrap_or(0);
+            let Some(out) = buf.get_mut(from..to) else { continue };
+            match piece.piece {
+                Piece::Zeros => out.fill(0),
+                Piece::Log(position) => self.log.read(position, out)?,
+                Piece::Base(tier) => self.read_base_observed(file.id(), tier, piece.start, out)?,
+            }
+        }
+        drop(reading);
+        count(&self.counters.reads, 1);
+        count(&self.counters.read_bytes, len as u64);
+        Ok(len)
+    }
+
+    /// Overlay where it covers, else base by the map, else hole (I3).
+    fn plan_read(&self, file: &File, offset: u64, wanted: usize) -> (usize, Vec<PlannedPiece>) {
+        let inner = file.read();
+        let end = inner.size_bytes.min(offset.saturating_add(wanted as u64));
+        if offset >= end {
+            return (0, Vec::new());
+        }
+        let mut pieces: Vec<PlannedPiece> = Vec::new();
+        let mut at = offset;
+        for extent in inner.overlay.range(offset, end) {
+            self.plan_base(&inner, at, extent.start, &mut pieces);
+            let piece = match extent.source {
+                Source::Log(position) => Piece::Log(position),
+                Source::Zeros(_) => Piece::Zeros,
+            };
+            pieces.push(PlannedPiece { start: extent.start, end: extent.end, piece });
+            at = extent.end;
+        }
+        self.plan_base(&inner, at, end, &mut pieces);
+        (usize::try_from(end - offset).unwrap_or(wanted), pieces)
+    }
+
+    fn plan_base(&self, inner: &Inner, start: u64, end: u64, pieces: &mut Vec<PlannedPiece>) {
+        let mut at = start;
+        while at < end {
+            let block = self.block_of(at);
+            let stop = (self.block_start(block) + self.block_bytes()).min(end);
+            let piece = inner.map.get(block).tier().map_or(Piece::Zeros, Piece::Base);
+            match (pieces.last_mut(), &piece) {
+                (Some(last), Piece::Base(tier)) if last.end == at && matches!(last.piece, Piece::Base(t) if t == *tier) => {
+                    last.end = stop;
+                }
+                _ => pieces.push(PlannedPiece { start: at, end: stop, piece }),
+            }
+            at = stop;
+        }
+    }
+
+    fn read_base_observed(&self, file: FileId, tier: TierId, start: u64, out: &mut [u8]) -> Result<()> {
+        let began = clock::monotonic_now();
+        self.read_base(file, tier, start, out)?;
+        let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if let Some(counters) = self.counters.tiers.get(tier.index()) {
+            count(&counters.read_us, took_us);
+        }
+        if let Some(observer) = self.observer.read().as_ref() {
+            let (first, last) = (self.block_of(start), self.block_of(start + out.len() as u64 - 1));
+            let (len, us) = (u32::try_from(out.len()).unwrap_or(u32::MAX), u32::try_from(took_us).unwrap_or(u32::MAX));
+            observer.on_read_miss(file, first, last, start, len, Some(tier), us);
+        }
+        Ok(())
+    }
+
+    /// Reads base bytes of one tier. What lies past the end of the object reads as zeros; a missing object is an error.
+    pub(super) fn read_base(&self, file: FileId, tier: TierId, start: u64, out: &mut [u8]) -> Result<()> {
+        let objects = self.objects(tier)?;
+        let path = || objects.full(&crate::tier::objects::object_path(file));
+        let Some(object) = objects.get(file, false)? else {
+            let why = "the block map names this object, but it does not exist".to_string();
+            return Err(Error::Corrupt { what: "object", path: path(), offset: start, why });
+        };
+        if let Some(counters) = self.counters.tiers.get(tier.index()) {
+            count(&counters.reads, 1);
+            count(&counters.read_bytes, out.len() as u64);
+        }
+        let aligned = start % PAGE_BYTES == 0
+            && out.len() as u64 % PAGE_BYTES == 0
+            && out.as_ptr().addr() as u64 % PAGE_BYTES == 0;
+        if aligned {
+            let got = object.read_at(out, start).map_err(|e| Error::io("read", path(), e))?;
+            out.get_mut(got..).unwrap_or_default().fill(0);
+            return Ok(());
+        }
+        let from = start / PAGE_BYTES * PAGE_BYTES;
+        let to = (start + out.len() as u64).next_multiple_of(PAGE_BYTES);
+        let mut pages = AlignedBuf::zeroed(usize::try_from(to - from).unwrap_or(0));
+        let got = object.read_at(&mut pages, from).map_err(|e| Error::io("read", path(), e))?;
+        pages.get_mut(got..).unwrap_or_default().fill(0);
+        let skip = usize::try_from(start - from).unwrap_or(0);
+        out.copy_from_slice(pages.get(skip..skip + out.len()).unwrap_or_default());
+        Ok(())
+    }
+
+    /// Calls `done` once every record of `file` up to now is durable (I1); perhaps on this thread, perhaps on another.
+    pub fn sync(&self, file: &Arc<File>, done: Done) {
+        count(&self.counters.syncs, 1);
+        file.note_sync();
+        if self.closed.load(Ordering::Acquire) {
+            return done(self.check_writable());
+        }
+        self.log.sync(file.last_lsn(), done);
+    }
+
+    /// Waits until the whole log is durable.
+    pub fn sync_log(&self) -> Result<()> {
+        self.log.sync_all()
+    }
+}

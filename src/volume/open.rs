@@ -1,0 +1,368 @@
+//! Creating, opening and closing a volume; replay.
+//!
+//! Replay applies the records from the redo point on, in order, to the overlay: no byte is copied. Base and map may already
+//! contain some of them; applying them again gives the same bytes, since the log holds every later record of the same range too.
+
+use super::blockmap::{Home, Place};
+use super::overlay::{Extent, Source};
+use super::resize::Promises;
+use super::space::{Held, SpaceBook};
+use super::state::{Changes, Meta, State};
+use super::{File, Options, Tier, Volume, readers, status, threads};
+use crate::error::{Error, Result};
+use crate::log::{self, Geometry, Log, RedoPoint};
+use crate::ondisk::group::{FIXED_LEN, GroupHeader, RECORD_LEN, RecordHeader, RecordKind};
+use crate::ondisk::rows::MAP_CHUNK_BLOCKS;
+use crate::tier::objects::Objects;
+use crate::units::{BlockNo, FileId, Lsn, PAGE_BYTES, TierId, WallNs};
+use parking_lot::{Condvar, Mutex, RwLock};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use uuid::Uuid;
+
+/// File ids reserved at each mount.
+const FILE_IDS_AHEAD: u64 = 1 << 16;
+
+/// What a mount found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Recovery {
+    /// The last mount ended in order: the log was empty.
+    pub was_clean: bool,
+    pub groups_replayed: u64,
+    pub records_replayed: u64,
+    /// File ids below this may have been issued before this mount (R12).
+    pub file_id_limit_before: u64,
+}
+
+fn check_options(options: &Options, tiers: usize) -> Result<()> {
+    let block = options.block_bytes;
+    if !block.is_power_of_two() || !(4096..=1 << 20).contains(&block) {
+        return Err(Error::Invalid(format!("block size {block}: allowed are powers of two from 4 KiB to 1 MiB")));
+    }
+    if options.segments < 4 || options.segment_bytes % (64 << 10) != 0 || options.segment_bytes < 256 << 10 {
+        let (segments, bytes) = (options.segments, options.segment_bytes);
+        return Err(Error::Invalid(format!(
+            "log of {segments} segments of {bytes} bytes: allowed are at least 4 segments, each a multiple of 64 KiB and at least 256 KiB"
+        )));
+    }
+    if tiers == 0 || tiers > TierId::MAX_TIERS {
+        return Err(Error::Invalid(format!("{tiers} tiers: allowed are 1 to {}", TierId::MAX_TIERS)));
+    }
+    Ok(())
+}
+
+fn geometry_of(meta: &Meta) -> Geometry {
+    Geometry { segment_bytes: meta.segment_bytes, segments: meta.segments }
+}
+
+struct ReplayGroup {
+    address: u64,
+    wall: WallNs,
+    records: Vec<RecordHeader>,
+}
+
+impl Volume {
+    /// Creates the log and the state of a new volume on the fastest tier. `progress` hears bytes of log written.
+    pub fn create(tiers: &[Tier], options: &Options, volume: Uuid, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        check_options(options, tiers.len())?;
+        for tier in tiers {
+            tier.device.create_dir_all("objects").map_err(|e| Error::io("create", tier.device.path(), e))?;
+        }
+        let Some(fastest) = tiers.first() else { return Ok(()) };
+        let geometry = Geometry { segment_bytes: options.segment_bytes, segments: options.segments };
+        log::create(&fastest.device, geometry, progress)?;
+        let meta = Meta {
+            version: 1,
+            volume,
+            block_bytes: options.block_bytes,
+            segment_bytes: options.segment_bytes,
+            segments: options.segments,
+            tiers: tiers.iter().map(|tier| tier.name.clone()).collect(),
+            file_id_limit: 1,
+            redo: RedoPoint::BEGINNING,
+            checkpoint_wall: WallNs(i64::MIN),
+            mounts: 0,
+            clean: true,
+        };
+        State::create(&fastest.device, &meta)?;
+        for tier in tiers {
+            tier.device.sync_all().map_err(|e| Error::io("sync", tier.device.path(), e))?;
+        }
+        Ok(())
+    }
+
+    /// What durable state says of a volume, without opening it.
+    pub fn peek(fastest: &Tier) -> Result<Meta> {
+        State::open(&fastest.device).map(|(_, meta)| meta)
+    }
+
+    /// Opens and recovers. Serves at once; spawns no threads (see [`Volume::start_threads`]). What is fixed at creation is taken from the
+    /// volume, not from `options`.
+    pub fn open(tiers: Vec<Tier>, mut options: Options) -> Result<(Arc<Volume>, Recovery)> {
+        let Some(fastest) = tiers.first() else {
+            return Err(Error::Invalid("a volume has at least one tier".to_string()));
+        };
+        // R9: a kill -9 may have been followed by a power cut that is still to come: nothing is served before it is durable.
+        for tier in &tiers {
+            tier.device.sync_all().map_err(|e| Error::io("sync", tier.device.path(), e))?;
+        }
+        let (state, meta) = State::open(&fastest.device)?;
+        let names: Vec<&str> = tiers.iter().map(|tier| tier.name.as_str()).collect();
+        if meta.tiers != names {
+            let why = format!("the volume's tiers are {:?}, fastest first, but {names:?} were given", meta.tiers);
+            return Err(Error::Invalid(why));
+        }
+        (options.block_bytes, options.segment_bytes, options.segments) = (meta.block_bytes, meta.segment_bytes, meta.segments);
+        check_options(&options, tiers.len())?;
+        let mut groups = Vec::new();
+        let geometry = geometry_of(&meta);
+        let replayed = log::recover(&fastest.device, geometry, meta.volume, meta.redo, &mut |address, header: &GroupHeader| {
+            groups.push(ReplayGroup { address, wall: header.wall, records: header.records.clone() });
+            Ok(())
+        })?;
+        let recovery = Recovery {
+            was_clean: meta.clean && groups.is_empty(),
+            groups_replayed: replayed.groups,
+            records_replayed: groups.iter().map(|group| group.records.len() as u64).sum(),
+            file_id_limit_before: meta.file_id_limit,
+        };
+        let mounts = meta.mounts + 1;
+        let log = Log::open(&fastest.device, geometry, meta.volume, mounts, options.payload_cache_bytes, replayed)?;
+        let volume = Volume::assemble(tiers, options, state, meta, log);
+        volume.count_space()?;
+        volume.replay(&groups)?;
+        volume.refresh_budgets()?;
+        volume.begin_mount(mounts)?;
+        volume.leave_room_for_next_recovery()?;
+        Ok((Arc::new(volume), recovery))
+    }
+
+    fn assemble(tiers: Vec<Tier>, options: Options, state: State, meta: Meta, log: Log) -> Volume {
+        let slots = meta.segments as usize;
+        Volume {
+            objects: tiers.iter().map(|tier| Objects::new(tier.device.clone())).collect(),
+            space: SpaceBook::new(tiers.len(), u64::from(options.block_bytes)),
+            counters: status::Live::new(tiers.len()),
+            options,
+            tiers,
+            log,
+            state,
+            next_file_id: AtomicU64::new(meta.file_id_limit),
+            meta: Mutex::new(meta),
+            files: RwLock::default(),
+            dirty: Mutex::default(),
+            gone: Mutex::default(),
+            on_gone: RwLock::new(None),
+            observer: RwLock::new(None),
+            live: (0..slots).map(|_| AtomicI64::new(0)).collect(),
+            touched: (0..slots).map(|_| Mutex::default()).collect(),
+            claims: Mutex::default(),
+            gate: RwLock::new(()),
+            appends: RwLock::new(()),
+            window: Mutex::default(),
+            vacated: Mutex::default(),
+            checkpointing: Mutex::new(()),
+            lost_writes: Mutex::default(),
+            readers: readers::Readers::default(),
+            degraded: Mutex::default(),
+            backoff: Mutex::new(HashMap::new()),
+            closed: AtomicBool::new(false),
+            maintenance: threads::Maintenance::default(),
+            wake: Condvar::new(),
+            wake_lock: Mutex::default(),
+        }
+    }
+
+    /// Counts what durable state has on each tier.
+    fn count_space(&self) -> Result<()> {
+        self.state.for_each_chunk(&mut |_, _, bytes| {
+            for &byte in bytes.iter().filter(|&&byte| byte != 0) {
+                self.count_place(Place::from_byte(byte), 1);
+            }
+        })
+    }
+
+    fn replay(&self, groups: &[ReplayGroup]) -> Result<()> {
+        let checkpoint_wall = self.meta.lock().checkpoint_wall;
+        let mut highest = 0;
+        for group in groups {
+            for (index, record) in group.records.iter().enumerate() {
+                let lsn = Lsn(group.address + (FIXED_LEN + index * RECORD_LEN) as u64);
+                highest = highest.max(record.file.0);
+                if record.kind != RecordKind::Note {
+                    let touch = (group.wall > checkpoint_wall).then_some(group.wall);
+                    self.replay_record(group.address, lsn, record, touch)?;
+                }
+            }
+        }
+        // R10: ids in the log lie below the durable limit, or the log is not this volume's.
+        if highest >= self.meta.lock().file_id_limit {
+            let why = format!("the log has records of file {}, which was never issued", FileId(highest));
+            return Err(Error::Corrupt { what: "write log", path: "log".to_string(), offset: 0, why });
+        }
+        Ok(())
+    }
+
+    fn replay_record(&self, group_address: u64, lsn: Lsn, record: &RecordHeader, touch: Option<WallNs>) -> Result<()> {
+        let file = self.file_for_replay(record.file)?;
+        let mut inner = file.write();
+        let end = record.offset.saturating_add(record.length);
+        match record.kind {
+            RecordKind::Data if record.length > 0 => {
+                let position = match record.inline_offset {
+                    0 => group_address + (1 + u64::from(record.payload_page)) * PAGE_BYTES,
+                    inline => group_address + u64::from(inline),
+                };
+                self.promise_holes_again(&mut inner, record.offset, end);
+                let extent = Extent { start: record.offset, end, source: Source::Log(position) };
+                inner.overlay.insert(extent, &mut self.ledger());
+                inner.size_bytes = inner.size_bytes.max(end);
+                self.note_touched(lsn, record.file, self.block_of(record.offset), self.block_of(end - 1));
+            }
+            RecordKind::Truncate => {
+                if record.length > 0 {
+                    self.apply_zeros(record.file, &mut inner, record.offset, u64::MAX, lsn, Promises::Release);
+                }
+                inner.size_bytes = record.offset;
+            }
+            RecordKind::Punch => {
+                self.apply_zeros(record.file, &mut inner, record.offset, end, lsn, Promises::Release);
+            }
+            RecordKind::Size => inner.size_bytes = inner.size_bytes.max(record.offset),
+            RecordKind::Times => {
+                if touch.is_some() {
+                    inner.mtime = Some(WallNs(i64::from_le_bytes(record.offset.to_le_bytes())));
+                    inner.ctime = touch;
+                }
+            }
+            RecordKind::Data | RecordKind::Note => {}
+        }
+        if let (Some(wall), true) = (touch, record.kind != RecordKind::Times) {
+            inner.touch(wall);
+        }
+        file.set_last_lsn(lsn);
+        drop(inner);
+        self.list_dirty(&file);
+        Ok(())
+    }
+
+    fn file_for_replay(&self, id: FileId) -> Result<Arc<File>> {
+        if let Some(file) = self.files.read().get(&id) {
+            return Ok(file.clone());
+        }
+        let loaded = self.load_file(id)?;
+        Ok(self.files.write().entry(id).or_insert(loaded).clone())
+    }
+
+    fn promise_holes_again(&self, inner: &mut super::file::Inner, start: u64, end: u64) {
+        for block in (self.block_of(start).0..=self.block_of(end - 1).0).map(BlockNo) {
+            if inner.has_hole(block) {
+                let place = inner.map.get(block);
+                inner.map.set(block, Place { home: Home::Promised, ..place });
+                inner.promised_blocks += 1;
+                self.space.promise_again(1);
+            }
+        }
+    }
+
+    /// Marks the mount in durable state, with a new range of file ids (R10).
+    fn begin_mount(&self, mounts: u64) -> Result<()> {
+        let mut meta = self.meta.lock();
+        meta.mounts = mounts;
+        meta.clean = false;
+        meta.file_id_limit = self.next_file_id.load(Ordering::Acquire) + FILE_IDS_AHEAD;
+        self.state.commit(&meta, &Changes::default())
+    }
+
+    /// A log without a free segment could not take the next mount's records: it is drained first.
+    fn leave_room_for_next_recovery(&self) -> Result<()> {
+        let (_, in_use) = self.log.segments_in_use();
+        if in_use + 2 > u64::from(self.geometry().segments) {
+            tracing::info!("the log is full; coalescing before serving");
+            self.make_log_room()?;
+        }
+        Ok(())
+    }
+
+    /// Takes the tiers' budgets from their settings and from what the backing filesystems have left.
+    pub fn refresh_budgets(&self) -> Result<()> {
+        for (index, tier) in self.tiers.iter().enumerate() {
+            let id = TierId(u8::try_from(index).unwrap_or(u8::MAX));
+            let space = tier.device.space().map_err(|e| Error::io("read space of", tier.device.path(), e))?;
+            self.space.refresh_budget(id, tier, space);
+        }
+        Ok(())
+    }
+
+    /// Adopting: the file's bytes already lie in its object on `tier`; `data` names the ranges that are not holes. Durable after a checkpoint.
+    pub fn import_file(&self, id: FileId, size_bytes: u64, mtime: WallNs, tier: TierId, data: &[(u64, u64)]) -> Result<()> {
+        let file = self.file(id)?;
+        let _flip = self.gate.read();
+        let mut inner = file.write();
+        inner.size_bytes = size_bytes;
+        inner.mtime = Some(mtime);
+        inner.row_dirty = true;
+        for &(offset, len) in data.iter().filter(|(_, len)| *len > 0) {
+            for block in (self.block_of(offset).0..=self.block_of(offset + len - 1).0).map(BlockNo) {
+                self.set_place(id, &mut inner, block, Place::on(tier));
+            }
+        }
+        drop(inner);
+        self.list_dirty(&file);
+        Ok(())
+    }
+
+    /// Coalesces everything, checkpoints, marks the volume clean; every later call fails. After a log failure nothing is changed (I5).
+    pub fn shut_down(&self) -> Result<()> {
+        self.stop_threads();
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.check_writable()?;
+        self.coalesce_all(&mut |_, _| {})?;
+        self.checkpoint()?;
+        self.checkpoint()?;
+        self.closed.store(true, Ordering::Release);
+        let mut meta = self.meta.lock();
+        meta.redo = self.log.redo_point_behind_all();
+        meta.clean = true;
+        self.state.commit(&meta, &Changes::default())
+    }
+
+    /// Ends without coalescing: flushes the log and checkpoints; the next mount replays the rest.
+    pub fn shut_down_quickly(&self) -> Result<()> {
+        self.stop_threads();
+        if !self.closed.load(Ordering::Acquire) {
+            self.checkpoint()?;
+            self.closed.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    pub fn meta(&self) -> Meta {
+        self.meta.lock().clone()
+    }
+
+    /// Blocks and tiers of a file, as runs: (first block, blocks, tier or None for a hole, tier with a clean copy).
+    pub fn block_map(&self, file: &File) -> Vec<(BlockNo, u64, Option<TierId>, Option<TierId>)> {
+        let mut runs: Vec<(BlockNo, u64, Option<TierId>, Option<TierId>)> = Vec::new();
+        for (block, place) in file.read().map.iter() {
+            let (tier, copy) = (place.tier(), place.copy);
+            match runs.last_mut() {
+                Some((first, count, t, c)) if first.0 + *count == block.0 && *t == tier && *c == copy => *count += 1,
+                _ => runs.push((block, 1, tier, copy)),
+            }
+        }
+        runs
+    }
+
+    /// Blocks that one row of the stored map covers; for messages and tests.
+    pub const fn map_chunk_blocks() -> usize {
+        MAP_CHUNK_BLOCKS
+    }
+
+    pub(super) fn held_bytes(&self, tier: TierId, held: Held) -> u64 {
+        self.space.count(tier, held) * self.block_bytes()
+    }
+}

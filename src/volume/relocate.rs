@@ -1,0 +1,169 @@
+//! Moving a block's base between tiers, without ever blocking a read or a write.
+//!
+//! Only base bytes are copied; what is in the overlay stays there. A promoted block leaves its lower copy valid, so that demoting it
+//! again, as long as nobody coalesced into it, is a map flip (R6).
+
+use super::blockmap::{Home, Place};
+use super::space::Held;
+use super::status::count;
+use super::{Applied, File, Volume};
+use crate::device::AlignedBuf;
+use crate::error::{Error, Result};
+use crate::units::{BlockNo, FileId, TierId};
+use std::sync::Arc;
+
+/// Largest piece of mover I/O, in bytes (R24).
+const RUN_BYTES_MAX: u64 = 256 * 1024;
+
+impl Volume {
+    /// Moves one block's base to a tier. Ok(false): refused (no image, busy, no room, a place that waits for its punch).
+    pub fn move_block(&self, file: &Arc<File>, block: BlockNo, to: TierId) -> Result<bool> {
+        Ok(self.move_run(file, block, 1, to)? == 1)
+    }
+
+    /// Moves up to `count` adjacent blocks, those on the same tier as the first, with one read and one write of at most 256 KiB.
+    /// Returns how many were moved; 0 when refused.
+    pub fn move_run(&self, file: &Arc<File>, first: BlockNo, count: u64, to: TierId) -> Result<u64> {
+        self.check_writable()?;
+        self.objects(to)?;
+        let most = (RUN_BYTES_MAX / self.block_bytes()).max(1).min(count.max(1));
+        let from = file.read().map.get(first);
+        let Home::Tier(source) = from.home else { return Ok(0) };
+        if source == to || self.in_backoff(to) {
+            return Ok(0);
+        }
+        if from.copy == Some(to) {
+            return self.flip_to_copy(file, first, to);
+        }
+        let mut claims = Vec::new();
+        for block in (first.0..first.0 + most).map(BlockNo) {
+            let Some(claim) = self.claim(file.id(), block) else { break };
+            let place = file.read().map.get(block);
+            let same = place.home == Home::Tier(source) && place.copy != Some(to);
+            if !same || self.is_vacated(file.id(), block, to) {
+                break;
+            }
+            claims.push(claim);
+        }
+        let blocks = claims.len() as u64;
+        if blocks == 0 || !self.has_room_to_move(to, blocks) {
+            return Ok(0);
+        }
+        let start = self.block_start(first);
+        let mut image = AlignedBuf::zeroed(usize::try_from(blocks * self.block_bytes()).unwrap_or(0));
+        self.read_base(file.id(), source, start, &mut image)?;
+        let written = self.write_image(file.id(), to, start, &image, self.used_of(file, start, image.len() as u64));
+        self.note_tier_writes(to, written)?;
+        let keep_copy = to < source;
+        Ok(self.flip_moved(file, first, blocks, source, to, keep_copy))
+    }
+
+    /// Bytes of a run that can be anything but zero: bytes past the file's size are zeros to everybody, whatever an image says.
+    fn used_of(&self, file: &File, start: u64, len: u64) -> u64 {
+        file.size_bytes().saturating_sub(start).clamp(1, len)
+    }
+
+    /// Mover and staging use only unpromised space (I10).
+    fn has_room_to_move(&self, to: TierId, blocks: u64) -> bool {
+        let blocks = i64::try_from(blocks).unwrap_or(i64::MAX);
+        self.space.free_blocks(to) >= blocks && self.space.unpromised_blocks() >= blocks
+    }
+
+    fn flip_moved(&self, file: &Arc<File>, first: BlockNo, blocks: u64, from: TierId, to: TierId, keep_copy: bool) -> u64 {
+        let _flip = self.gate.read();
+        let mut inner = file.write();
+        if inner.removed {
+            return 0;
+        }
+        for block in (first.0..first.0 + blocks).map(BlockNo) {
+            let prior = inner.map.get(block);
+            let new = Place { home: Home::Tier(to), copy: keep_copy.then_some(from) };
+            self.set_place(file.id(), &mut inner, block, new);
+            self.window.lock().push(Applied { file: file.id(), block, prior, pieces: Vec::new(), wrote: Some(to) });
+        }
+        drop(inner);
+        self.list_dirty(file);
+        count(if to < from { &self.counters.promoted_blocks } else { &self.counters.demoted_blocks }, blocks);
+        blocks
+    }
+
+    /// The lower copy is still valid: nothing is copied.
+    fn flip_to_copy(&self, file: &Arc<File>, block: BlockNo, to: TierId) -> Result<u64> {
+        let Some(_claim) = self.claim(file.id(), block) else { return Ok(0) };
+        let _flip = self.gate.read();
+        let mut inner = file.write();
+        let prior = inner.map.get(block);
+        let Home::Tier(from) = prior.home else { return Ok(0) };
+        if prior.copy != Some(to) || inner.removed {
+            return Ok(0);
+        }
+        self.set_place(file.id(), &mut inner, block, Place::on(to));
+        drop(inner);
+        self.window.lock().push(Applied { file: file.id(), block, prior, pieces: Vec::new(), wrote: None });
+        self.list_dirty(file);
+        let counter = if to < from { &self.counters.promoted_blocks } else { &self.counters.demoted_blocks };
+        count(counter, 1);
+        count(&self.counters.demoted_by_flip_blocks, 1);
+        Ok(1)
+    }
+
+    /// Gives up clean copies on a tier until `blocks` places will be free after the next checkpoint. Returns how many were given up.
+    pub fn drop_copies(&self, tier: TierId, blocks: u64) -> Result<u64> {
+        let mut dropped = 0;
+        for id in self.files() {
+            if dropped >= blocks || self.space.count(tier, Held::Copy) == 0 {
+                break;
+            }
+            let file = self.file(id)?;
+            let candidates: Vec<BlockNo> =
+                file.read().map.iter().filter(|(_, place)| place.copy == Some(tier)).map(|(block, _)| block).collect();
+            for block in candidates.into_iter().take(usize::try_from(blocks - dropped).unwrap_or(0)) {
+                let Some(_claim) = self.claim(id, block) else { continue };
+                let _flip = self.gate.read();
+                let mut inner = file.write();
+                let prior = inner.map.get(block);
+                if prior.copy == Some(tier) {
+                    self.set_place(id, &mut inner, block, Place { copy: None, ..prior });
+                    self.window.lock().push(Applied { file: id, block, prior, pieces: Vec::new(), wrote: None });
+                    dropped += 1;
+                }
+                drop(inner);
+                self.list_dirty(&file);
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// Brings every block of a file to one tier, coalesced, for `release`. The volume must not be serving. `progress` hears blocks moved.
+    pub fn gather(&self, file: &Arc<File>, to: TierId, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        for attempt in 0..3 {
+            let away: Vec<BlockNo> = file
+                .read()
+                .map
+                .iter()
+                .filter(|(_, place)| place.tier().is_some_and(|tier| tier != to))
+                .map(|(block, _)| block)
+                .collect();
+            if away.is_empty() {
+                return Ok(());
+            }
+            if attempt > 0 {
+                self.checkpoint()?;
+            }
+            for block in away {
+                progress(self.move_run(file, block, 1, to)?);
+            }
+        }
+        let why = format!("file {} could not be gathered on tier `{}`: no room", file.id(), self.tier_name(to));
+        Err(Error::Busy(why))
+    }
+
+    /// All files that durable state or memory knows, in order.
+    pub fn files(&self) -> Vec<FileId> {
+        let mut ids = self.state.file_ids().unwrap_or_default();
+        ids.extend(self.files.read().keys().copied());
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}

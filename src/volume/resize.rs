@@ -1,0 +1,245 @@
+//! Size and holes: truncate, punch, zero-range, allocate, seek. A cut takes extents out of the overlay and lays zeros over images that
+//! still hold the old bytes; the base follows at coalescing (R3).
+
+use super::blockmap::{Home, Place};
+use super::file::{File, Inner};
+use super::io::FILE_BYTES_MAX;
+use super::overlay::{Extent, Source};
+use super::{FileAttr, Volume};
+use crate::device::{Space, clock};
+use crate::error::{Error, Result};
+use crate::log::Append;
+use crate::ondisk::group::{RecordKind, TIER_UNSET};
+use crate::units::{BlockNo, FileId, Lsn, TierId, WallNs};
+use std::sync::Arc;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seek {
+    Data,
+    Hole,
+}
+
+/// What happens to promises without an image in a cut.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Promises {
+    Release,
+    Keep,
+}
+
+impl Volume {
+    /// ftruncate: `size_bytes` is the new size.
+    pub fn set_size(&self, file: &Arc<File>, size_bytes: u64) -> Result<()> {
+        if size_bytes > FILE_BYTES_MAX {
+            return Err(Error::Invalid(format!("size {size_bytes} is past the largest file")));
+        }
+        let cut_bytes = |inner: &Inner| inner.size_bytes.saturating_sub(size_bytes);
+        self.log_and_apply(file, RecordKind::Truncate, size_bytes, cut_bytes, |inner, lsn| {
+            if size_bytes < inner.size_bytes {
+                self.apply_zeros(file.id(), inner, size_bytes, u64::MAX, lsn, Promises::Release);
+            }
+            inner.size_bytes = size_bytes;
+            inner.touch(clock::wall_now());
+        })
+    }
+
+    /// fallocate(PUNCH_HOLE | KEEP_SIZE).
+    pub fn punch_hole(&self, file: &Arc<File>, offset: u64, len: u64) -> Result<()> {
+        let end = range_end(offset, len)?;
+        self.log_and_apply(file, RecordKind::Punch, offset, |_| len, |inner, lsn| {
+            self.apply_zeros(file.id(), inner, offset, end, lsn, Promises::Release);
+            inner.touch(clock::wall_now());
+        })
+    }
+
+    /// fallocate(ZERO_RANGE), with KEEP_SIZE or without.
+    pub fn zero_range(&self, file: &Arc<File>, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        let end = range_end(offset, len)?;
+        self.log_and_apply(file, RecordKind::Punch, offset, |_| len, |inner, lsn| {
+            self.apply_zeros(file.id(), inner, offset, end, lsn, Promises::Keep);
+            inner.touch(clock::wall_now());
+        })?;
+        self.allocate(file, offset, len, keep_size)
+    }
+
+    /// Plain fallocate: promises space, grows the file unless `keep_size`.
+    pub fn allocate(&self, file: &Arc<File>, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        let end = range_end(offset, len)?;
+        let promise = || {
+            let mut inner = file.write();
+            let promised = self.promise_holes(&mut inner, offset, end)?;
+            inner.allocated |= !promised.is_empty();
+            Ok(())
+        };
+        match promise() {
+            Err(Error::NoSpace) => {
+                self.checkpoint()?;
+                promise()?;
+            }
+            other => other?,
+        }
+        self.list_dirty(file);
+        if keep_size || end <= file.size_bytes() {
+            return Ok(());
+        }
+        self.log_and_apply(file, RecordKind::Size, end, |_| 0, |inner, _| {
+            inner.size_bytes = inner.size_bytes.max(end);
+            inner.touch(clock::wall_now());
+        })
+    }
+
+    /// Logs a record without payload and applies it, both under the file's lock. Waits for log space.
+    fn log_and_apply(
+        &self,
+        file: &Arc<File>,
+        kind: RecordKind,
+        offset: u64,
+        length: impl Fn(&Inner) -> u64,
+        apply: impl Fn(&mut Inner, Lsn),
+    ) -> Result<()> {
+        loop {
+            self.check_writable()?;
+            let append = self.appends.read();
+            let mut inner = file.write();
+            let length = length(&inner);
+            let (let_die, tier, score) = (false, TIER_UNSET, 0);
+            let record = Append { kind, file: file.id(), offset, length, payload: &[], let_die, tier, score };
+            match self.log.append(&record) {
+                Ok(appended) => {
+                    apply(&mut inner, appended.lsn);
+                    file.set_last_lsn(appended.lsn);
+                    drop((inner, append));
+                    self.list_dirty(file);
+                    return Ok(());
+                }
+                Err(Error::LogFull) => {
+                    drop((inner, append));
+                    self.wait_for_log_room()?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Bytes in `start..end` read as zeros from now on: nothing newer is left, and images that hold old bytes there are covered with zeros.
+    pub(super) fn apply_zeros(&self, file: FileId, inner: &mut Inner, start: u64, end: u64, lsn: Lsn, promises: Promises) {
+        inner.cuts += 1;
+        inner.overlay.cut(start, end, &mut self.ledger());
+        let block_bytes = self.block_bytes();
+        let end = end.min(inner.map.end().0 * block_bytes);
+        let mut runs: Vec<Extent> = Vec::new();
+        let mut at = start;
+        while at < end {
+            let block = self.block_of(at);
+            let stop = (self.block_start(block) + block_bytes).min(end);
+            let whole = at == self.block_start(block) && stop == at + block_bytes;
+            match inner.map.get(block).home {
+                Home::Tier(_) => match runs.last_mut() {
+                    Some(run) if run.end == at => run.end = stop,
+                    _ => runs.push(Extent { start: at, end: stop, source: Source::Zeros(lsn.0) }),
+                },
+                Home::Promised if whole && promises == Promises::Release => self.take_back_promises(inner, &[block]),
+                Home::Promised | Home::Hole => {}
+            }
+            at = stop;
+        }
+        for run in runs {
+            self.note_touched(lsn, file, self.block_of(run.start), self.block_of(run.end - 1));
+            inner.overlay.insert(run, &mut self.ledger());
+        }
+    }
+
+    /// lseek(SEEK_DATA / SEEK_HOLE) by block: a block is a hole only if no tier and no record has it. None: past the end (ENXIO).
+    pub fn seek(&self, file: &File, offset: u64, what: Seek) -> Option<u64> {
+        let inner = file.read();
+        let size = inner.size_bytes;
+        if offset >= size {
+            return None;
+        }
+        let mut at = offset;
+        while at < size {
+            let block = self.block_of(at);
+            let stop = (self.block_start(block) + self.block_bytes()).min(size);
+            let data = self.has_data(&inner, block);
+            if data == (what == Seek::Data) {
+                return Some(at);
+            }
+            at = stop;
+        }
+        (what == Seek::Hole).then_some(size)
+    }
+
+    fn has_data(&self, inner: &Inner, block: BlockNo) -> bool {
+        let (start, end) = (self.block_start(block), self.block_start(block) + self.block_bytes());
+        if inner.overlay.range(start, end).any(|extent| matches!(extent.source, Source::Log(_))) {
+            return true;
+        }
+        let zeros: u64 = inner.overlay.range(start, end).map(|extent| extent.len()).sum();
+        inner.map.get(block).tier().is_some() && zeros < end - start
+    }
+
+    /// Size, blocks and times as the engine knows them.
+    pub fn attr(&self, file: &File) -> FileAttr {
+        let inner = file.read();
+        let bytes = (inner.image_blocks + inner.promised_blocks) * self.block_bytes();
+        // A promise covers a whole block; a small file still uses no more than its pages, unless it asked for more.
+        let bytes = if inner.allocated { bytes } else { bytes.min(inner.size_bytes.next_multiple_of(4096)) };
+        FileAttr { size_bytes: inner.size_bytes, blocks_512: bytes / 512, mtime: inner.mtime, ctime: inner.ctime }
+    }
+
+    /// utimensat and the like: home has been told. `mtime` is the new one (None: unchanged); the change time is now.
+    pub fn set_times(&self, file: &Arc<File>, mtime: Option<WallNs>) -> Result<()> {
+        let Some(mtime) = mtime else {
+            let mut inner = file.write();
+            inner.ctime = Some(clock::wall_now());
+            inner.row_dirty = true;
+            drop(inner);
+            self.list_dirty(file);
+            return Ok(());
+        };
+        let bits = u64::from_le_bytes(mtime.0.to_le_bytes());
+        self.log_and_apply(file, RecordKind::Times, bits, |_| 0, |inner, _| {
+            inner.mtime = Some(mtime);
+            inner.ctime = Some(clock::wall_now());
+            inner.row_dirty = true;
+        })
+    }
+
+    /// statfs over all tiers: what the budgets allow, less what is held and promised.
+    pub fn space(&self) -> Space {
+        let blocks = |n: i64| u64::try_from(n).unwrap_or(0) * self.block_bytes();
+        let total = (0..self.tiers.len()).filter_map(|t| u8::try_from(t).ok()).map(|t| self.space.budget_blocks(TierId(t))).sum::<u64>();
+        Space { total_bytes: total * self.block_bytes(), available_bytes: blocks(self.space.unpromised_blocks()) }
+    }
+
+    /// The last name is gone (home's grave holds it) and nobody has it open: data, records and map entries go with the next checkpoint.
+    pub fn remove(&self, id: FileId) -> Result<()> {
+        self.check_writable()?;
+        let file = self.file(id)?;
+        let _flip = self.gate.read();
+        let mut inner = file.write();
+        if std::mem::replace(&mut inner.removed, true) {
+            return Ok(());
+        }
+        inner.cuts += 1;
+        inner.overlay.cut(0, u64::MAX, &mut self.ledger());
+        let blocks: Vec<(BlockNo, Place)> = inner.map.iter().collect();
+        for (block, place) in blocks {
+            if place.home == Home::Promised {
+                self.take_back_promises(&mut inner, &[block]);
+            }
+        }
+        drop(inner);
+        self.gone.lock().push(file.id());
+        if let Some(observer) = self.observer.read().as_ref() {
+            observer.on_file_gone(file.id());
+        }
+        Ok(())
+    }
+}
+
+fn range_end(offset: u64, len: u64) -> Result<u64> {
+    match offset.checked_add(len) {
+        Some(end) if len > 0 && end <= FILE_BYTES_MAX => Ok(end),
+        _ => Err(Error::Invalid(format!("range {offset}+{len} is empty or past the largest file"))),
+    }
+}

@@ -1,0 +1,201 @@
+//! Durable state: block map, file rows and the redo point in redb on the fastest tier. Changed only by a checkpoint (and at
+//! open and close), in one transaction each; never read or written on the hot path.
+
+use crate::device::{BackingFile, Device, OpenMode};
+use crate::error::{Error, Result};
+use crate::log::RedoPoint;
+use crate::ondisk::rows::{FILE_ROW_LEN, FileRow, MAP_CHUNK_BLOCKS};
+use crate::units::{FileId, WallNs};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::Arc;
+use uuid::Uuid;
+
+const PATH: &str = "state.redb";
+const CACHE_BYTES: usize = 8 << 20;
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+const FILES: TableDefinition<u64, &[u8; FILE_ROW_LEN]> = TableDefinition::new("files");
+const MAP: TableDefinition<(u64, u32), &[u8; MAP_CHUNK_BLOCKS]> = TableDefinition::new("map");
+
+/// One chunk of a block map as it is stored.
+pub type ChunkBytes = [u8; MAP_CHUNK_BLOCKS];
+
+/// The `meta` table's row `volume`, as JSON.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Meta {
+    pub version: u32,
+    pub volume: Uuid,
+    pub block_bytes: u32,
+    pub segment_bytes: u64,
+    pub segments: u32,
+    pub tiers: Vec<String>,
+    /// File ids below this may have been issued (R10).
+    pub file_id_limit: u64,
+    pub redo: RedoPoint,
+    /// When the last checkpoint was: records committed before it do not change modification times at replay (R27).
+    pub checkpoint_wall: WallNs,
+    /// Mounts so far; each writes its number into its log groups.
+    pub mounts: u64,
+    /// The last mount ended with an empty log and a final checkpoint.
+    pub clean: bool,
+}
+
+/// What one checkpoint changes.
+#[derive(Default)]
+pub struct Changes {
+    pub rows: Vec<(FileId, FileRow)>,
+    pub chunks: Vec<(FileId, u32, ChunkBytes)>,
+    pub gone: Vec<FileId>,
+}
+
+pub struct State {
+    db: Database,
+    path: String,
+}
+
+struct Backend {
+    file: Arc<dyn BackingFile>,
+}
+
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Backend")
+    }
+}
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let read = self.file.read_at(out, offset)?;
+        if read == out.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
+}
+
+impl State {
+    /// Makes the state of a new volume, or replaces one that was never completed.
+    pub fn create(device: &Arc<dyn Device>, meta: &Meta) -> Result<State> {
+        if device.exists(PATH).map_err(|e| Error::io("look for", PATH, e))? {
+            device.remove_file(PATH).map_err(|e| Error::io("remove", PATH, e))?;
+        }
+        let state = State::open_file(device, true)?;
+        state.commit(meta, &Changes::default())?;
+        device.sync_dir("").map_err(|e| Error::io("sync", device.path(), e))?;
+        Ok(state)
+    }
+
+    pub fn open(device: &Arc<dyn Device>) -> Result<(State, Meta)> {
+        let state = State::open_file(device, false)?;
+        let meta = state.meta()?;
+        Ok((state, meta))
+    }
+
+    fn open_file(device: &Arc<dyn Device>, create: bool) -> Result<State> {
+        let path = format!("{}/{PATH}", device.path());
+        let mode = OpenMode { create, ..OpenMode::default() };
+        let file = device.open(PATH, mode).map_err(|e| Error::io("open", &path, e))?;
+        let empty = file.len().map_err(|e| Error::io("read length of", &path, e))? == 0;
+        if empty && !create {
+            return Err(Error::State { path, why: "the file is empty".to_string() });
+        }
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.create_with_backend(Backend { file })));
+        match opened {
+            Ok(Ok(db)) => Ok(State { db, path }),
+            Ok(Err(error)) => Err(Error::State { path, why: error.to_string() }),
+            Err(_) => Err(Error::State { path, why: "the database is damaged beyond reading".to_string() }),
+        }
+    }
+
+    fn failed(&self, error: impl std::fmt::Display) -> Error {
+        Error::State { path: self.path.clone(), why: error.to_string() }
+    }
+
+    fn meta(&self) -> Result<Meta> {
+        let read = self.db.begin_read().map_err(|e| self.failed(e))?;
+        let table = read.open_table(META).map_err(|e| self.failed(e))?;
+        let row = table.get("volume").map_err(|e| self.failed(e))?;
+        let row = row.ok_or_else(|| self.failed("the volume's row is missing"))?;
+        let meta: Meta = serde_json::from_slice(row.value()).map_err(|e| self.failed(format!("the volume's row: {e}")))?;
+        if meta.version != 1 {
+            return Err(self.failed(format!("version {} of the state is not known here (this is version 1)", meta.version)));
+        }
+        Ok(meta)
+    }
+
+    /// One durable transaction.
+    pub fn commit(&self, meta: &Meta, changes: &Changes) -> Result<()> {
+        let mut write = self.db.begin_write().map_err(|e| self.failed(e))?;
+        write.set_durability(Durability::Immediate).map_err(|e| self.failed(e))?;
+        write.set_quick_repair(true);
+        {
+            let mut table = write.open_table(META).map_err(|e| self.failed(e))?;
+            let json = serde_json::to_vec(meta).map_err(|e| self.failed(e))?;
+            table.insert("volume", json.as_slice()).map_err(|e| self.failed(e))?;
+            let mut files = write.open_table(FILES).map_err(|e| self.failed(e))?;
+            let mut map = write.open_table(MAP).map_err(|e| self.failed(e))?;
+            for (id, row) in &changes.rows {
+                files.insert(id.0, &row.encode()).map_err(|e| self.failed(e))?;
+            }
+            for (id, index, bytes) in &changes.chunks {
+                if bytes.iter().all(|&byte| byte == 0) {
+                    map.remove((id.0, *index)).map_err(|e| self.failed(e))?;
+                } else {
+                    map.insert((id.0, *index), bytes).map_err(|e| self.failed(e))?;
+                }
+            }
+            for id in &changes.gone {
+                files.remove(id.0).map_err(|e| self.failed(e))?;
+                map.retain_in((id.0, 0)..=(id.0, u32::MAX), |_, _| false).map_err(|e| self.failed(e))?;
+            }
+        }
+        write.commit().map_err(|e| self.failed(e))
+    }
+
+    /// A file's row and map, if durable state has it.
+    pub fn file(&self, id: FileId) -> Result<Option<(FileRow, Vec<(u32, ChunkBytes)>)>> {
+        let read = self.db.begin_read().map_err(|e| self.failed(e))?;
+        let files = read.open_table(FILES).map_err(|e| self.failed(e))?;
+        let Some(row) = files.get(id.0).map_err(|e| self.failed(e))? else { return Ok(None) };
+        let row = FileRow::decode(row.value()).map_err(|e| self.failed(format!("row of file {id}: {}", e.0)))?;
+        let map = read.open_table(MAP).map_err(|e| self.failed(e))?;
+        let mut chunks = Vec::new();
+        for entry in map.range((id.0, 0)..=(id.0, u32::MAX)).map_err(|e| self.failed(e))? {
+            let (key, value) = entry.map_err(|e| self.failed(e))?;
+            chunks.push((key.value().1, *value.value()));
+        }
+        Ok(Some((row, chunks)))
+    }
+
+    pub fn file_ids(&self) -> Result<Vec<FileId>> {
+        let read = self.db.begin_read().map_err(|e| self.failed(e))?;
+        let files = read.open_table(FILES).map_err(|e| self.failed(e))?;
+        let ids = files.iter().map_err(|e| self.failed(e))?;
+        ids.map(|entry| entry.map(|(key, _)| FileId(key.value())).map_err(|e| self.failed(e))).collect()
+    }
+
+    /// Every chunk of every map.
+    pub fn for_each_chunk(&self, visit: &mut dyn FnMut(FileId, u32, &ChunkBytes)) -> Result<()> {
+        let read = self.db.begin_read().map_err(|e| self.failed(e))?;
+        let map = read.open_table(MAP).map_err(|e| self.failed(e))?;
+        for entry in map.iter().map_err(|e| self.failed(e))? {
+            let (key, value) = entry.map_err(|e| self.failed(e))?;
+            let (id, index) = key.value();
+            visit(FileId(id), index, value.value());
+        }
+        Ok(())
+    }
+}

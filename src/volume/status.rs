@@ -1,0 +1,157 @@
+//! What the engine tells about itself: plain structs for `status`, `tiers`, `top` and the metrics.
+
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Everything `status`, `tiers`, `top` and the metrics show of the engine.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// None: healthy. Otherwise why the volume is read-only.
+    pub read_only: Option<String>,
+    /// Why the volume is degraded; empty when it is not.
+    pub degraded: Vec<String>,
+    pub files: u64,
+    pub tiers: Vec<TierStatus>,
+    pub log: LogStatus,
+    pub counters: Counters,
+    pub overlay_extents: u64,
+    pub map_memory_bytes: u64,
+    pub overlay_memory_bytes: u64,
+    pub payload_cache_bytes: u64,
+    /// Blocks promised to writers whose image is not on any tier yet, in bytes.
+    pub promised_bytes: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TierStatus {
+    pub name: String,
+    pub path: String,
+    pub total_bytes: u64,
+    pub available_bytes: u64,
+    pub budget_bytes: u64,
+    pub used_bytes: u64,
+    /// Blocks whose current image is here.
+    pub blocks: u64,
+    /// Clean copies of blocks that live on a faster tier.
+    pub copies: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LogStatus {
+    pub size_bytes: u64,
+    pub used_bytes: u64,
+    /// Bytes of records that are in no base yet.
+    pub live_bytes: u64,
+    pub segments: u32,
+    pub free_segments: u32,
+    pub durable_lsn: u64,
+    pub next_lsn: u64,
+}
+
+/// Monotonic counters since the daemon started.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Counters {
+    pub reads: u64,
+    pub read_bytes: u64,
+    pub writes: u64,
+    pub write_bytes: u64,
+    pub syncs: u64,
+    pub log_groups: u64,
+    pub log_written_bytes: u64,
+    pub log_payload_bytes: u64,
+    /// Microseconds of group writes in total: divided by groups, the latency of a sync.
+    pub log_group_us: u64,
+    /// Reads answered from the overlay: in memory, and from the log.
+    pub reads_from_payload_cache: u64,
+    pub reads_from_log: u64,
+    /// Base reads per tier (device calls), bytes per tier, microseconds per tier in total.
+    pub base_reads: Vec<u64>,
+    pub base_read_bytes: Vec<u64>,
+    pub base_read_us: Vec<u64>,
+    pub base_writes: Vec<u64>,
+    pub base_write_bytes: Vec<u64>,
+    pub coalesced_blocks: u64,
+    pub promoted_blocks: u64,
+    pub demoted_blocks: u64,
+    pub demoted_by_flip_blocks: u64,
+    pub checkpoints: u64,
+    pub checkpoint_us: u64,
+    pub writer_waits: u64,
+}
+
+/// The counters as the engine keeps them.
+pub(super) struct Live {
+    pub reads: AtomicU64,
+    pub read_bytes: AtomicU64,
+    pub writes: AtomicU64,
+    pub write_bytes: AtomicU64,
+    pub syncs: AtomicU64,
+    pub coalesced_blocks: AtomicU64,
+    pub promoted_blocks: AtomicU64,
+    pub demoted_blocks: AtomicU64,
+    pub demoted_by_flip_blocks: AtomicU64,
+    pub checkpoints: AtomicU64,
+    pub checkpoint_us: AtomicU64,
+    pub writer_waits: AtomicU64,
+    pub tiers: Vec<LiveTier>,
+}
+
+#[derive(Default)]
+pub(super) struct LiveTier {
+    pub reads: AtomicU64,
+    pub read_bytes: AtomicU64,
+    pub read_us: AtomicU64,
+    pub writes: AtomicU64,
+    pub write_bytes: AtomicU64,
+}
+
+/// Adds to a counter.
+pub(super) fn count(counter: &AtomicU64, amount: u64) {
+    counter.fetch_add(amount, Ordering::Relaxed);
+}
+
+impl Live {
+    pub fn new(tiers: usize) -> Live {
+        Live {
+            reads: AtomicU64::new(0),
+            read_bytes: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+            write_bytes: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+            coalesced_blocks: AtomicU64::new(0),
+            promoted_blocks: AtomicU64::new(0),
+            demoted_blocks: AtomicU64::new(0),
+            demoted_by_flip_blocks: AtomicU64::new(0),
+            checkpoints: AtomicU64::new(0),
+            checkpoint_us: AtomicU64::new(0),
+            writer_waits: AtomicU64::new(0),
+            tiers: (0..tiers).map(|_| LiveTier::default()).collect(),
+        }
+    }
+
+    /// All but the log's own counters.
+    pub fn snapshot(&self) -> Counters {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let per_tier = |field: fn(&LiveTier) -> &AtomicU64| self.tiers.iter().map(|tier| get(field(tier))).collect();
+        Counters {
+            reads: get(&self.reads),
+            read_bytes: get(&self.read_bytes),
+            writes: get(&self.writes),
+            write_bytes: get(&self.write_bytes),
+            syncs: get(&self.syncs),
+            coalesced_blocks: get(&self.coalesced_blocks),
+            promoted_blocks: get(&self.promoted_blocks),
+            demoted_blocks: get(&self.demoted_blocks),
+            demoted_by_flip_blocks: get(&self.demoted_by_flip_blocks),
+            checkpoints: get(&self.checkpoints),
+            checkpoint_us: get(&self.checkpoint_us),
+            writer_waits: get(&self.writer_waits),
+            base_reads: per_tier(|tier| &tier.reads),
+            base_read_bytes: per_tier(|tier| &tier.read_bytes),
+            base_read_us: per_tier(|tier| &tier.read_us),
+            base_writes: per_tier(|tier| &tier.writes),
+            base_write_bytes: per_tier(|tier| &tier.write_bytes),
+            ..Counters::default()
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The engine's own threads: the log's committer, and maintenance, which keeps log room free and checkpoints.
+
+use super::Volume;
+use crate::device::clock;
+use crate::error::{Error, Result};
+use crate::units::{BlockNo, FileId};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How often maintenance looks around when nobody wakes it.
+const TICK: Duration = Duration::from_millis(250);
+/// Writes have been quiet for this many ticks: what is left in the overlay is coalesced.
+const IDLE_TICKS: u32 = 20;
+/// Blocks coalesced per look while idle.
+const IDLE_BLOCKS: usize = 512;
+
+#[derive(Default)]
+pub(super) struct Maintenance {
+    running: AtomicBool,
+    stop: AtomicBool,
+    /// Goes up with every round: what a watchdog looks at.
+    rounds: AtomicU64,
+    handles: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Maintenance {
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Wake {
+    pending: bool,
+}
+
+impl Volume {
+    /// Starts committer and maintenance. They end with [`Volume::shut_down`].
+    pub fn start_threads(self: &Arc<Self>) -> Result<()> {
+        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.to_string()).spawn(body).map_err(|e| Error::io("start thread", name, e))
+        };
+        let committer = self.clone();
+        let maintainer = self.clone();
+        let committer = spawn("log-committer", Box::new(move || committer.log.run_committer()))?;
+        self.maintenance.running.store(true, Ordering::Release);
+        let maintainer = spawn("maintenance", Box::new(move || maintainer.maintain()))?;
+        self.maintenance.handles.lock().extend([committer, maintainer]);
+        Ok(())
+    }
+
+    pub(super) fn stop_threads(&self) {
+        self.maintenance.stop.store(true, Ordering::Release);
+        self.wake_maintenance();
+        self.log.stop();
+        for handle in std::mem::take(&mut *self.maintenance.handles.lock()) {
+            if handle.join().is_err() {
+                tracing::error!("an engine thread had died");
+            }
+        }
+        self.maintenance.running.store(false, Ordering::Release);
+    }
+
+    /// Rounds of maintenance so far: it stands still only if the thread hangs or is at a long job.
+    pub fn maintenance_rounds(&self) -> u64 {
+        self.maintenance.rounds.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn wake_maintenance(&self) {
+        self.wake_lock.lock().pending = true;
+        self.wake.notify_one();
+    }
+
+    fn maintain(&self) {
+        let mut last_checkpoint = clock::monotonic_now();
+        let mut last_writes = 0;
+        let mut quiet_ticks = 0;
+        while !self.maintenance.stop.load(Ordering::Acquire) {
+            let mut wake = self.wake_lock.lock();
+            if !wake.pending {
+                self.wake.wait_for(&mut wake, TICK);
+            }
+            wake.pending = false;
+            drop(wake);
+            self.maintenance.rounds.fetch_add(1, Ordering::Relaxed);
+            if self.log.failure().is_some() {
+                continue;
+            }
+            let writes = self.counters.writes.load(Ordering::Relaxed);
+            quiet_ticks = if writes == last_writes { quiet_ticks + 1 } else { 0 };
+            last_writes = writes;
+            let interval = Duration::from_secs(self.options.checkpoint_interval_s.max(1));
+            let checkpoint_time = clock::monotonic_now().duration_since(last_checkpoint) >= interval;
+            let result = self.maintain_once(quiet_ticks >= IDLE_TICKS, checkpoint_time);
+            if checkpoint_time {
+                last_checkpoint = clock::monotonic_now();
+            }
+            if let Err(error) = result {
+                self.degrade("maintenance", error.to_string());
+                // A device that refuses now will refuse at once again: leave it a tick.
+                self.wake.wait_for(&mut self.wake_lock.lock(), TICK);
+            } else {
+                self.restore_health("maintenance");
+            }
+        }
+    }
+
+    fn maintain_once(&self, idle: bool, checkpoint_time: bool) -> Result<()> {
+        self.refresh_budgets()?;
+        if self.log_fill() >= self.options.coalesce_at_fill {
+            return self.make_log_room();
+        }
+        if idle {
+            self.coalesce_some_at_rest()?;
+        }
+        if checkpoint_time && self.checkpoint_due() {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// Segments in use over segments in all.
+    pub(super) fn log_fill(&self) -> f64 {
+        let (_, in_use) = self.log.segments_in_use();
+        in_use as f64 / f64::from(self.geometry().segments)
+    }
+
+    /// Frees the oldest quarter of the log: coalesces what is still live there, strictly in log order, then checkpoints (R2).
+    pub(super) fn make_log_room(&self) -> Result<()> {
+        self.sync_log()?;
+        let (tail, in_use) = self.log.segments_in_use();
+        let oldest = (in_use / 4).max(1);
+        let mut blocks = Vec::new();
+        for seq in tail..tail + oldest {
+            blocks.extend(self.touched_blocks(seq));
+        }
+        self.coalesce_blocks(blocks, self.maintenance.is_running())?;
+        self.checkpoint()?;
+        let (now, _) = self.log.segments_in_use();
+        if now == tail && in_use >= 2 {
+            // Places that waited for their punch are free now; the next round takes what had to stay.
+            tracing::debug!(tail, in_use, "no log segment could be freed in this round");
+        }
+        Ok(())
+    }
+
+    /// Writes are quiet: coalesces some blocks of files that are not logs.
+    fn coalesce_some_at_rest(&self) -> Result<()> {
+        let files: Vec<_> = self.files.read().values().filter(|file| !file.is_log_file()).cloned().collect();
+        let mut blocks: Vec<(FileId, BlockNo)> = Vec::new();
+        for file in files {
+            let inner = file.read();
+            for extent in inner.overlay.iter() {
+                let (from, to) = (self.block_of(extent.start), self.block_of(extent.end - 1));
+                blocks.extend((from.0..=to.0).map(|block| (file.id(), BlockNo(block))).take(IDLE_BLOCKS));
+            }
+            drop(inner);
+            if blocks.len() >= IDLE_BLOCKS {
+                break;
+            }
+        }
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        self.coalesce_blocks(blocks, true).map(|_| ())
+    }
+}

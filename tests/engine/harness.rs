@@ -1,0 +1,200 @@
+//! A volume on the simulated device beside a plain model of what its files should contain.
+
+use heatfs::device::sim::SimWorld;
+use heatfs::units::{BlockNo, FileId, TierId};
+use heatfs::volume::{Options, Tier, Volume, Wait};
+use std::sync::Arc;
+
+pub const TIERS: [&str; 3] = ["nvme", "sata", "hdd"];
+pub const FILES: usize = 3;
+pub const BLOCK: u64 = 16 * 1024;
+
+pub fn options() -> Options {
+    Options {
+        block_bytes: 16 * 1024,
+        segment_bytes: 256 << 10,
+        segments: 6,
+        payload_cache_bytes: 64 << 10,
+        coalesce_at_fill: 0.5,
+        checkpoint_interval_s: 30,
+    }
+}
+
+pub fn tiers(world: &SimWorld) -> Vec<Tier> {
+    let tier = |name: &str| Tier {
+        name: name.to_string(),
+        device: world.device(name),
+        budget_bytes: Some(64 << 20),
+        reserve_bytes: 0,
+    };
+    TIERS.iter().map(|name| tier(name)).collect()
+}
+
+/// One step of a workload. File indices and offsets are taken modulo what exists.
+#[derive(Clone, Copy, Debug)]
+pub enum Op {
+    Write { file: usize, offset: u64, len: u64 },
+    Truncate { file: usize, size: u64 },
+    Punch { file: usize, offset: u64, len: u64 },
+    Allocate { file: usize, offset: u64, len: u64 },
+    Sync { file: usize },
+    Coalesce,
+    Checkpoint,
+    Move { file: usize, block: u64, count: u64, to: u8 },
+    Reopen { clean: bool },
+}
+
+/// A small deterministic generator (splitmix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    /// Offsets and lengths like a database's, with some odd ones.
+    fn range(&mut self) -> (u64, u64) {
+        match self.below(4) {
+            0 => (self.below(200_000), 1 + self.below(8000)),
+            1 => (self.below(12) * BLOCK, BLOCK.min(8192)),
+            _ => (self.below(24) * 8192, 8192),
+        }
+    }
+
+    pub fn op(&mut self, reopen: bool) -> Op {
+        let file = self.below(FILES as u64) as usize;
+        let (offset, len) = self.range();
+        match self.below(if reopen { 25 } else { 24 }) {
+            0..=9 => Op::Write { file, offset, len },
+            10 | 11 => Op::Truncate { file, size: offset },
+            12 | 13 => Op::Punch { file, offset, len: len * 3 },
+            14 => Op::Allocate { file, offset, len: len * 3 },
+            15..=17 => Op::Sync { file },
+            18 | 19 => Op::Coalesce,
+            20 => Op::Checkpoint,
+            21..=23 => Op::Move { file, block: self.below(13), count: 1 + self.below(3), to: self.below(3) as u8 },
+            _ => Op::Reopen { clean: self.below(2) == 0 },
+        }
+    }
+}
+
+/// Contents of all files after some operation.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Model {
+    pub files: [Vec<u8>; FILES],
+}
+
+/// The byte that operation `index` writes at `offset`: never zero, so that lost bytes show.
+fn pattern(index: usize, offset: u64) -> u8 {
+    ((index as u64).wrapping_mul(31).wrapping_add(offset / 512) % 255 + 1) as u8
+}
+
+impl Model {
+    /// Applies what an operation does to contents. True if it changes any (and so is a record of the log).
+    pub fn apply(&mut self, index: usize, op: &Op) -> bool {
+        match *op {
+            Op::Write { file, offset, len } => {
+                let content = &mut self.files[file];
+                content.resize(content.len().max((offset + len) as usize), 0);
+                for at in offset..offset + len {
+                    content[at as usize] = pattern(index, at);
+                }
+            }
+            Op::Truncate { file, size } => self.files[file].resize(size as usize, 0),
+            Op::Punch { file, offset, len } => {
+                let content = &mut self.files[file];
+                let end = content.len().min((offset + len) as usize);
+                if (offset as usize) < end {
+                    content[offset as usize..end].fill(0);
+                }
+            }
+            Op::Allocate { file, offset, len } => {
+                let content = &mut self.files[file];
+                content.resize(content.len().max((offset + len) as usize), 0);
+            }
+            _ => return false,
+        }
+        true
+    }
+}
+
+pub struct Harness {
+    pub world: SimWorld,
+    /// None only while it is being opened again: two of them must never share a state database.
+    volume: Option<Arc<Volume>>,
+    pub ids: Vec<FileId>,
+}
+
+impl Harness {
+    pub fn new(world: SimWorld) -> heatfs::error::Result<Harness> {
+        Volume::create(&tiers(&world), &options(), uuid::Uuid::from_u128(7), &mut |_| {})?;
+        let (volume, _) = Volume::open(tiers(&world), options())?;
+        let ids = (0..FILES).map(|_| volume.issue_file_id()).collect::<Result<Vec<_>, _>>()?;
+        Ok(Harness { world, volume: Some(volume), ids })
+    }
+
+    pub fn open(world: SimWorld, ids: Vec<FileId>) -> heatfs::error::Result<Harness> {
+        let (volume, _) = Volume::open(tiers(&world), options())?;
+        Ok(Harness { world, volume: Some(volume), ids })
+    }
+
+    pub fn volume(&self) -> &Arc<Volume> {
+        self.volume.as_ref().expect("the volume is open")
+    }
+
+    pub fn run(&mut self, index: usize, op: &Op) -> heatfs::error::Result<()> {
+        let file = |n: usize| self.volume().file(self.ids[n]);
+        match *op {
+            Op::Write { file: n, offset, len } => {
+                let bytes: Vec<u8> = (offset..offset + len).map(|at| pattern(index, at)).collect();
+                self.volume().write(&file(n)?, offset, &bytes, Wait::Allowed)
+            }
+            Op::Truncate { file: n, size } => self.volume().set_size(&file(n)?, size),
+            Op::Punch { file: n, offset, len } => self.volume().punch_hole(&file(n)?, offset, len),
+            Op::Allocate { file: n, offset, len } => self.volume().allocate(&file(n)?, offset, len, false),
+            Op::Sync { file: n } => {
+                let (sender, receiver) = std::sync::mpsc::channel();
+                self.volume().sync(&file(n)?, Box::new(move |result| sender.send(result).expect("the test listens")));
+                receiver.recv().expect("a sync is always answered")
+            }
+            Op::Coalesce => self.volume().coalesce_all(&mut |_, _| {}),
+            Op::Checkpoint => self.volume().checkpoint(),
+            Op::Move { file: n, block, count, to } => {
+                self.volume().move_run(&file(n)?, BlockNo(block), count, TierId(to)).map(|_| ())
+            }
+            Op::Reopen { clean } => {
+                if clean {
+                    self.volume().shut_down()?;
+                } else {
+                    // What is not durable in memory is lost with the process: flush, so that the model need not fork.
+                    self.volume().sync_log()?;
+                }
+                self.volume = None;
+                self.volume = Some(Volume::open(tiers(&self.world), options())?.0);
+                Ok(())
+            }
+        }
+    }
+
+    /// What the volume says its files contain.
+    pub fn contents(&self) -> heatfs::error::Result<Model> {
+        let mut model = Model::default();
+        for (n, content) in model.files.iter_mut().enumerate() {
+            let file = self.volume().file(self.ids[n])?;
+            let mut buf = vec![0xee; file.size_bytes() as usize + 100];
+            let len = self.volume().read(&file, 0, &mut buf, Wait::Allowed)?;
+            assert_eq!(len as u64, file.size_bytes(), "a read ends at the end of the file");
+            buf.truncate(len);
+            *content = buf;
+        }
+        Ok(model)
+    }
+}

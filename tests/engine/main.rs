@@ -1,0 +1,6 @@
+//! The engine against a plain model, on the simulated device: any operations, coalescing, checkpoints, moves and reopening in between; a
+//! crash at every device operation; faults.
+
+mod crash;
+mod harness;
+mod model;
