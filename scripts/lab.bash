@@ -157,14 +157,15 @@ template_create() {
     rm -rf "$TEMPLATE"
     install -d -o "$SERVER_USER" -m 755 "$TEMPLATE"
     install -d -o "$SERVER_USER" -m 700 "$TEMPLATE/data"
-    cluster_create "$TEMPLATE/data" 'shared_buffers = 64MB' 'checkpoint_timeout = 60s' 'full_page_writes = on' 'max_wal_size = 1GB' \
-        'wal_level = replica'
+    cluster_create "$TEMPLATE/data" 'shared_buffers = 64MB' 'checkpoint_timeout = 60s' 'full_page_writes = on' \
+        'max_wal_size = 128MB' # so that the copies need not carry a gigabyte of recycled WAL
     local caged=("${CAGE[@]}")
     CAGE=()
     cluster_start "$TEMPLATE/data"
     as_server createdb bench
     as_server pgbench -i -q -s "$SCALE" >"$WORK/pgbench-init.log" 2>&1
     cluster_stop fast
+    echo 'max_wal_size = 1GB' >>"$TEMPLATE/data/postgresql.conf"
     CAGE=("${caged[@]}")
     touch "$TEMPLATE/made"
 }
