@@ -1,1 +1,16 @@
-//! (being built)
+//! The life of a volume's process: settings, mount, threads, service notifications, shutdown.
+
+pub mod holders;
+mod lifecycle;
+mod mountpoint;
+mod process;
+pub mod quantity;
+mod reader;
+mod served;
+mod service;
+pub mod settings;
+mod signals;
+mod watchdog;
+
+pub use lifecycle::{engine_options, engine_tiers, run};
+pub use served::{Control, Served, StartControl};

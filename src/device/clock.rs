@@ -1,7 +1,8 @@
 //! The clocks of the machine: the only place that reads them.
 
 use crate::units::WallNs;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+pub use std::time::Instant;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Wall-clock time now.
 pub fn wall_now() -> WallNs {

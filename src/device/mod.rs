@@ -80,5 +80,6 @@ mod path;
 pub mod real;
 pub mod sim;
 pub mod sys;
+pub mod sys_home;
 
 pub use aligned::AlignedBuf;

@@ -1,1 +1,18 @@
-//! (being built)
+//! The recorder: which blocks are read from devices and written, how often, lately.
+//!
+//! The engine calls a [`Recorder`] for every page-cache miss and every write; it counts per block, and
+//! folds the counts into decaying sums every now and then ([`Recorder::roll`]). Whoever places blocks asks for
+//! the *heat*: accesses predicted for the next epoch. Sequential streams are not counted, because a scan says nothing about what
+//! is read next and a disk serves it well; writes count by a weight, and records of log files not at all, because they die in the log.
+//!
+//! Memory is bounded: counts live in chunks of 256 blocks, allocated when one is touched, dropped when cold, and dropped
+//! coldest first at the limit. The state may be lost at any time; it is kept in a file only so that a restart need not learn again.
+
+mod chunk;
+mod file;
+mod recorder;
+mod streams;
+
+pub use chunk::CHUNK_BLOCKS;
+pub use file::HEAT_FILE;
+pub use recorder::{FileHeat, HeatSettings, HotMiss, Recorder, RecorderStatus};

@@ -2,7 +2,9 @@
 //! error or an equal value and never panic, golden bytes. All integers are little-endian; `usize` is never written.
 
 pub mod bytes;
+pub mod file_id;
 pub mod group;
+pub mod identity;
 pub mod rows;
 pub mod summary;
 

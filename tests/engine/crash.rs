@@ -26,10 +26,16 @@ fn run_until_crash(world: &SimWorld, ids: &[FileId], ops: &[Op], crash_at: u64) 
     };
     let mut acknowledged = 0;
     let mut last_op_of = [0; FILES];
+    let mut model = Model::default();
     for (index, op) in ops.iter().enumerate() {
         let result = harness.run(index, op);
-        if let Op::Write { file, .. } | Op::Truncate { file, .. } | Op::Punch { file, .. } | Op::Allocate { file, .. } = *op {
-            last_op_of[file] = index + 1;
+        let before = model.clone();
+        model.apply(index, op);
+        for file in 0..FILES {
+            // An operation that changes nothing (an allocation within the file) leaves no record that a sync would wait for.
+            if model.files[file] != before.files[file] {
+                last_op_of[file] = index + 1;
+            }
         }
         match (result, op) {
             (Ok(()), Op::Sync { file }) => acknowledged = acknowledged.max(last_op_of[*file]),

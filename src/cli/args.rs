@@ -1,0 +1,157 @@
+//! The command line's grammar. The texts here are the help and the man pages.
+
+use crate::daemon::quantity::parse_bytes;
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+/// A tiering filesystem beneath a database's data directory.
+///
+/// A volume is one directory served by one daemon from several tiers, fastest first. `adopt` takes a directory over, `daemon` serves it, `release`
+/// gives it back as plain files.
+#[derive(Debug, Parser)]
+#[command(name = "heatfs", version, max_term_width = 100, propagate_version = true, disable_help_subcommand = true)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) volume: Choice,
+    /// Print JSON instead of tables.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// Which volume is meant.
+#[derive(Debug, Args)]
+pub(super) struct Choice {
+    /// The volume's settings file [default: the only file in /etc/heatfs].
+    #[arg(long, short, global = true, env = "HEATFS_CONFIG", value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// The daemon's control socket, instead of the one that the settings name.
+    #[arg(long, global = true, env = "HEATFS_SOCKET", value_name = "PATH")]
+    pub(super) socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Take over a directory: its files move onto the tiers, and its path becomes the mountpoint.
+    ///
+    /// The server that uses the directory must be stopped. Files are moved by renaming: nothing is copied on the tier that
+    /// shares the directory's filesystem. An interrupted adoption is finished by the same command.
+    Adopt(Adopt),
+    /// Serve a volume in the foreground, until SIGTERM or `heatfs stop`.
+    Daemon,
+    /// Stop the daemon: flush, checkpoint, unmount. While the mount is busy it keeps serving.
+    Stop {
+        /// Detach the mount even while processes use it.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Health, occupancy, log and counters. Exit code 0: healthy; 1: not, or no daemon.
+    Status,
+    /// The tiers: what they hold and have room for.
+    Tiers,
+    /// Rates, latencies and hit shares, live.
+    Top {
+        /// Print one interval and end.
+        #[arg(long)]
+        once: bool,
+        /// Seconds between two lines.
+        #[arg(long, default_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600), value_name = "SECONDS")]
+        interval: u64,
+    },
+    /// A map of what is hot.
+    Heat {
+        /// A file or directory on the mount; without it the whole volume.
+        path: Option<PathBuf>,
+    },
+    /// Where a block is, why, and what was decided about it.
+    Explain {
+        /// A file on the mount, optionally with a byte offset: PATH:OFFSET (sizes like 8MiB are allowed).
+        #[arg(value_name = "PATH[:OFFSET]")]
+        place: String,
+    },
+    /// Keep a file or a directory's files on a tier.
+    Pin {
+        path: PathBuf,
+        /// The tier; without it the fastest.
+        #[arg(long, value_name = "NAME")]
+        tier: Option<String>,
+    },
+    /// Let heat decide again about a file or a directory's files.
+    Unpin { path: PathBuf },
+    /// Apply all records of the log to the tiers.
+    Settle,
+    /// Make everything durable on the tiers now, and shorten the next start.
+    Checkpoint,
+    /// Give the directory back as plain files at its old path. The daemon must be stopped.
+    ///
+    /// An interrupted release is finished by the same command.
+    Release,
+    /// Check every structure: of a running volume through its daemon, else on disk.
+    Check,
+    /// Print an on-disk object readably.
+    Dump {
+        /// What to print.
+        what: String,
+    },
+    /// Print the completion script of a shell.
+    Completions { shell: Shell },
+    /// Write the man pages into a directory.
+    Man { dir: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Adopt {
+    /// The directory to adopt.
+    pub(super) dir: PathBuf,
+    /// A tier, fastest first; repeat for each.
+    #[arg(long = "tier", required = true, value_name = "NAME=PATH", value_parser = named_path)]
+    pub(super) tiers: Vec<(String, PathBuf)>,
+    /// The tier that shares the directory's filesystem and receives its files [default: found out].
+    #[arg(long, value_name = "NAME")]
+    pub(super) home: Option<String>,
+    /// The volume's name [default: the directory's].
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// Where the settings file is written [default: /etc/heatfs/NAME.toml].
+    #[arg(long, value_name = "FILE")]
+    pub(super) config_out: Option<PathBuf>,
+    /// Unit of placement, fixed from now on.
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = parse_bytes)]
+    pub(super) block_size: u64,
+    /// Size of the write log on the fastest tier, fixed from now on.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
+    pub(super) log_size: u64,
+    /// Size of the log's segments, fixed from now on.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_bytes)]
+    pub(super) segment_size: u64,
+    /// Upper limit of what is stored on a tier; repeat for each.
+    #[arg(long = "budget", value_name = "NAME=SIZE", value_parser = named_size)]
+    pub(super) budgets: Vec<(String, u64)>,
+}
+
+fn named_path(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), PathBuf::from(path))),
+        _ => Err("NAME=PATH is wanted, such as nvme=/nvme/heatfs".to_owned()),
+    }
+}
+
+fn named_size(text: &str) -> Result<(String, u64), String> {
+    match text.split_once('=') {
+        Some((name, size)) if !name.is_empty() => Ok((name.to_owned(), parse_bytes(size)?)),
+        _ => Err("NAME=SIZE is wanted, such as nvme=100GiB".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::CommandFactory;
+
+    #[test]
+    fn grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

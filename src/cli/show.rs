@@ -1,0 +1,106 @@
+//! Tables and lines for people.
+
+use crate::control::protocol::StatusReply;
+use crate::daemon::quantity::{rounded_bytes, show_span};
+use crate::volume::{Counters, TierStatus};
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{CellAlignment, Table};
+use std::fmt::Write;
+use std::time::Duration;
+
+/// A table whose columns after the first are aligned right.
+pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{table}\n")
+}
+
+/// `part` of `whole` in percent, with one decimal; a dash when there is no whole.
+pub(super) fn share(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return "-".to_owned();
+    }
+    let tenths = u128::from(part) * 1000 / u128::from(whole);
+    format!("{}.{} %", tenths / 10, tenths % 10)
+}
+
+pub(super) fn tiers(tiers: &[TierStatus]) -> String {
+    let row = |tier: &TierStatus| {
+        vec![
+            tier.name.clone(),
+            rounded_bytes(tier.used_bytes),
+            rounded_bytes(tier.budget_bytes),
+            share(tier.used_bytes, tier.budget_bytes),
+            tier.blocks.to_string(),
+            tier.copies.to_string(),
+            rounded_bytes(tier.available_bytes),
+            tier.path.clone(),
+        ]
+    };
+    let header = ["tier", "used", "budget", "full", "blocks", "copies", "room on device", "path"];
+    table(&header, tiers.iter().map(row).collect())
+}
+
+pub(super) fn status(status: &StatusReply) -> String {
+    let volume = &status.volume;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name:<12}{value}");
+    };
+    line("volume", format!("{} on {}", status.name, status.mount));
+    line("health", status.health.to_string());
+    for reason in &status.reasons {
+        line("", reason.clone());
+    }
+    if let Some(waiting) = &status.stopping {
+        line("stopping", waiting.clone());
+    }
+    line("daemon", format!("pid {}, up {}, version {}", status.pid, show_span(Duration::from_secs(status.uptime_s)), status.version));
+    line("files", format!("{} ({} known to the kernel)", volume.files, status.nodes));
+    let log = &volume.log;
+    let fill = share(log.used_bytes, log.size_bytes);
+    line("log", format!("{} of {} in use ({fill}), {} not in a base yet", rounded_bytes(log.used_bytes), rounded_bytes(log.size_bytes), rounded_bytes(log.live_bytes)));
+    line("memory", format!("map {}, overlay {}", rounded_bytes(volume.map_memory_bytes), rounded_bytes(volume.overlay_memory_bytes)));
+    for (name, value) in counters(&volume.counters) {
+        line(name, value);
+    }
+    text + &tiers(&volume.tiers)
+}
+
+fn counters(counters: &Counters) -> Vec<(&'static str, String)> {
+    vec![
+        ("reads", format!("{} ({})", counters.reads, rounded_bytes(counters.read_bytes))),
+        ("writes", format!("{} ({}), {} waited", counters.writes, rounded_bytes(counters.write_bytes), counters.writer_waits)),
+        ("syncs", format!("{} in {} log writes ({})", counters.syncs, counters.log_groups, rounded_bytes(counters.log_written_bytes))),
+        ("coalesced", format!("{} blocks", counters.coalesced_blocks)),
+        ("moved", format!("{} blocks up, {} down ({} without copying)", counters.promoted_blocks, counters.demoted_blocks, counters.demoted_by_flip_blocks)),
+        ("checkpoints", format!("{} in {}", counters.checkpoints, show_span(Duration::from_micros(counters.checkpoint_us)))),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{share, tiers};
+    use crate::volume::TierStatus;
+
+    #[test]
+    fn shares() {
+        assert_eq!(share(1, 3), "33.3 %");
+        assert_eq!(share(0, 0), "-");
+        assert_eq!(share(u64::MAX, u64::MAX), "100.0 %");
+    }
+
+    #[test]
+    fn tier_rows() {
+        let tier = TierStatus { name: "nvme".into(), used_bytes: 3 << 30, budget_bytes: 4 << 30, ..TierStatus::default() };
+        let text = tiers(&[tier]);
+        assert!(text.contains("nvme") && text.contains("3.0 GiB") && text.contains("75.0 %"), "{text}");
+    }
+}

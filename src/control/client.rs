@@ -1,0 +1,104 @@
+//! The client of the control socket: one blocking request at a time, for the command line.
+
+use super::protocol::ErrorReply;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use thiserror::Error;
+
+/// How long a request may take; long errands answer at once and are polled.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+#[derive(Debug, Error)]
+pub enum ClientError {
+    #[error("no daemon answers at {path}: {source}")]
+    Unreachable { path: String, source: io::Error },
+    /// The daemon's own line.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the daemon at {path} answered something else than expected: {why}")]
+    Garbled { path: String, why: String },
+}
+
+pub struct Client {
+    path: PathBuf,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Client {
+    pub fn new(path: &Path) -> io::Result<Client> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Client { path: path.to_owned(), runtime })
+    }
+
+    pub fn get<Reply: DeserializeOwned>(&self, target: &str) -> Result<Reply, ClientError> {
+        self.decode(&self.exchange(Method::GET, target, Bytes::new())?)
+    }
+
+    pub fn get_text(&self, target: &str) -> Result<String, ClientError> {
+        Ok(String::from_utf8_lossy(&self.exchange(Method::GET, target, Bytes::new())?).into_owned())
+    }
+
+    pub fn post<Reply: DeserializeOwned>(&self, target: &str, body: &impl Serialize) -> Result<Reply, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.garbled(error))?;
+        self.decode(&self.exchange(Method::POST, target, Bytes::from(body))?)
+    }
+
+    fn garbled(&self, why: impl ToString) -> ClientError {
+        ClientError::Garbled { path: self.path.display().to_string(), why: why.to_string() }
+    }
+
+    fn decode<Reply: DeserializeOwned>(&self, body: &[u8]) -> Result<Reply, ClientError> {
+        serde_json::from_slice(body).map_err(|error| self.garbled(error))
+    }
+
+    fn exchange(&self, method: Method, target: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(target)
+            .header("host", "heatfs")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.garbled(error))?;
+        let (status, body) = self.runtime.block_on(async {
+            match tokio::time::timeout(TIMEOUT, self.send(request)).await {
+                Ok(answer) => answer,
+                Err(_) => Err(self.garbled(format!("nothing within {} s", TIMEOUT.as_secs()))),
+            }
+        })?;
+        if status == StatusCode::OK {
+            return Ok(body);
+        }
+        let line = serde_json::from_slice::<ErrorReply>(&body).map(|reply| reply.error);
+        Err(line.map_or_else(|_| self.garbled(status), ClientError::Refused))
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ClientError> {
+        let unreachable = |source| ClientError::Unreachable { path: self.path.display().to_string(), source };
+        let stream = tokio::net::UnixStream::connect(&self.path).await.map_err(unreachable)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.garbled(error))?;
+        let driver = tokio::spawn(connection);
+        let answer = sender.send_request(request).await.map_err(|error| self.garbled(error))?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await.map_err(|error| self.garbled(error))?.to_bytes();
+        driver.abort();
+        Ok((status, body))
+    }
+}
+
+/// `text` as a value of a query: everything but unreserved characters and `/` percent-encoded.
+pub fn query_value(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}

@@ -1,0 +1,165 @@
+//! The volume's state as Prometheus text. Labels are tier names alone, so the number of series is bounded by the settings.
+
+use super::protocol::{Health, StatusReply};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+
+type Labels = Vec<(&'static str, String)>;
+type Level = Gauge<f64, AtomicU64>;
+
+/// All metrics of one moment.
+pub fn text(status: &StatusReply) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("heatfs");
+    health(&mut registry, status);
+    tiers(&mut registry, status);
+    log(&mut registry, status);
+    counters(&mut registry, status);
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn level(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    let gauge = Level::default();
+    gauge.set(approximate(value));
+    registry.register(name, help, gauge);
+}
+
+fn count(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    let counter = Counter::<u64>::default();
+    counter.inc_by(value);
+    registry.register(name, help, counter);
+}
+
+/// Prometheus knows only doubles; above 2^53 the last digits do not matter.
+#[expect(clippy::cast_precision_loss)]
+fn approximate(value: u64) -> f64 {
+    value as f64
+}
+
+fn health(registry: &mut Registry, status: &StatusReply) {
+    let info = Family::<Labels, Level>::default();
+    info.get_or_create(&vec![("version", status.version.clone())]).set(1.0);
+    registry.register("build", "Always 1; the label says which version serves", info);
+    level(registry, "healthy", "1: healthy, 0: degraded or read-only", u64::from(status.health == Health::Healthy));
+    level(registry, "read_only", "1: the log failed and writes are refused", u64::from(status.health == Health::ReadOnly));
+    level(registry, "uptime_seconds", "Since the daemon mounted the volume", status.uptime_s);
+    level(registry, "nodes", "Inodes that the kernel knows", status.nodes);
+    level(registry, "files", "Files of the volume", status.volume.files);
+    level(registry, "untrusted_files", "Files met whose identity or content cannot be trusted", status.untrusted_files);
+    level(registry, "overlay_extents", "Extents written and in no base yet", status.volume.overlay_extents);
+    level(registry, "overlay_memory_bytes", "Memory of the overlay", status.volume.overlay_memory_bytes);
+    level(registry, "map_memory_bytes", "Memory of the block map", status.volume.map_memory_bytes);
+}
+
+fn tiers(registry: &mut Registry, status: &StatusReply) {
+    let of_tier = |value: fn(&crate::volume::TierStatus) -> u64| {
+        let family = Family::<Labels, Level>::default();
+        for tier in &status.volume.tiers {
+            family.get_or_create(&vec![("tier", tier.name.clone())]).set(approximate(value(tier)));
+        }
+        family
+    };
+    registry.register("tier_total_bytes", "Size of the backing filesystem", of_tier(|tier| tier.total_bytes));
+    registry.register("tier_available_bytes", "Room on the backing filesystem", of_tier(|tier| tier.available_bytes));
+    registry.register("tier_budget_bytes", "What may be stored on the tier", of_tier(|tier| tier.budget_bytes));
+    registry.register("tier_used_bytes", "What is stored on the tier", of_tier(|tier| tier.used_bytes));
+    registry.register("tier_blocks", "Blocks whose current image is on the tier", of_tier(|tier| tier.blocks));
+    registry.register("tier_copies", "Valid copies of blocks that are on a faster tier", of_tier(|tier| tier.copies));
+    let counters = &status.volume.counters;
+    let per_tier = |values: &[u64]| {
+        let family = Family::<Labels, Counter<u64>>::default();
+        for (tier, value) in status.volume.tiers.iter().zip(values) {
+            family.get_or_create(&vec![("tier", tier.name.clone())]).inc_by(*value);
+        }
+        family
+    };
+    registry.register("base_reads", "Reads of a tier's device", per_tier(&counters.base_reads));
+    registry.register("base_read_bytes", "Bytes read from a tier's device", per_tier(&counters.base_read_bytes));
+    registry.register("base_read_microseconds", "Time in reads of a tier's device", per_tier(&counters.base_read_us));
+    registry.register("base_writes", "Writes to a tier's device", per_tier(&counters.base_writes));
+    registry.register("base_write_bytes", "Bytes written to a tier's device", per_tier(&counters.base_write_bytes));
+}
+
+fn log(registry: &mut Registry, status: &StatusReply) {
+    let log = &status.volume.log;
+    level(registry, "log_size_bytes", "Size of the write log", log.size_bytes);
+    level(registry, "log_used_bytes", "The log in use", log.used_bytes);
+    level(registry, "log_live_bytes", "Records that are in no base yet", log.live_bytes);
+    level(registry, "log_free_segments", "Segments ready to be written", log.free_segments.into());
+}
+
+fn counters(registry: &mut Registry, status: &StatusReply) {
+    let counters = &status.volume.counters;
+    for (name, help, value) in [
+        ("reads", "Reads that missed the kernel's page cache", counters.reads),
+        ("read_bytes", "Bytes of those reads", counters.read_bytes),
+        ("writes", "Writes", counters.writes),
+        ("write_bytes", "Bytes written by users of the mount", counters.write_bytes),
+        ("syncs", "fsync and fdatasync calls", counters.syncs),
+        ("log_groups", "Device writes of the log", counters.log_groups),
+        ("log_written_bytes", "Bytes written to the log, headers and padding included", counters.log_written_bytes),
+        ("log_payload_bytes", "Bytes of payload written to the log", counters.log_payload_bytes),
+        ("reads_from_payload_cache", "Reads answered from recent payloads in memory", counters.reads_from_payload_cache),
+        ("reads_from_log", "Reads answered from the log", counters.reads_from_log),
+        ("coalesced_blocks", "Blocks whose records were applied to their base", counters.coalesced_blocks),
+        ("promoted_blocks", "Blocks moved to a faster tier", counters.promoted_blocks),
+        ("demoted_blocks", "Blocks moved to a slower tier", counters.demoted_blocks),
+        ("demoted_by_flip_blocks", "Of those, blocks that had a valid copy there", counters.demoted_by_flip_blocks),
+        ("checkpoints", "Checkpoints", counters.checkpoints),
+        ("checkpoint_microseconds", "Time in checkpoints", counters.checkpoint_us),
+        ("writer_waits", "Writes that waited for room in the log", counters.writer_waits),
+    ] {
+        count(registry, name, help, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::text;
+    use crate::control::protocol::{Health, StatusReply};
+    use crate::volume::{Counters, LogStatus, TierStatus, VolumeStatus};
+
+    #[test]
+    fn text_for_prometheus() {
+        let tier = |name: &str, used_bytes| TierStatus { name: name.into(), used_bytes, ..TierStatus::default() };
+        let counters = Counters { reads: 12, base_reads: vec![3, 4], ..Counters::default() };
+        let volume = VolumeStatus {
+            tiers: vec![tier("nvme", 4096), tier("hdd", 0)],
+            log: LogStatus { used_bytes: 77, ..LogStatus::default() },
+            counters,
+            ..VolumeStatus::default()
+        };
+        let status = StatusReply {
+            name: "pg".into(),
+            version: "9.9".into(),
+            mount: "/m".into(),
+            pid: 1,
+            uptime_s: 5,
+            health: Health::Degraded,
+            reasons: vec![],
+            stopping: None,
+            nodes: 0,
+            untrusted_files: 0,
+            volume,
+        };
+        let text = text(&status).expect("encoded");
+        for line in [
+            "# TYPE heatfs_reads counter",
+            "heatfs_reads_total 12",
+            "heatfs_tier_used_bytes{tier=\"nvme\"} 4096.0",
+            "heatfs_base_reads_total{tier=\"hdd\"} 4",
+            "heatfs_log_used_bytes 77.0",
+            "heatfs_healthy 0.0",
+            "heatfs_build{version=\"9.9\"} 1.0",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What goes over the control socket: the JSON of each request and answer, shared by server and client.
+//!
+//! Answers with a status other than 200 carry an [`ErrorReply`]. Sizes are bytes; fields say their unit otherwise.
+
+use crate::volume::{Counters, LogStatus, TierStatus, VolumeStatus};
+use serde::{Deserialize, Serialize};
+
+pub const STATUS: &str = "/v1/status";
+pub const TIERS: &str = "/v1/tiers";
+pub const TOP: &str = "/v1/top";
+pub const SETTLE: &str = "/v1/settle";
+pub const CHECKPOINT: &str = "/v1/checkpoint";
+pub const STOP: &str = "/v1/stop";
+pub const JOBS: &str = "/v1/jobs";
+pub const METRICS: &str = "/metrics";
+
+/// One line: what is wrong with the request, or what failed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorReply {
+    pub error: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    Healthy,
+    /// It serves, but something is wrong; the reasons say what.
+    Degraded,
+    /// The log failed: reads are served, writes are refused until the daemon is started again.
+    ReadOnly,
+}
+
+impl std::fmt::Display for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Health::Healthy => "healthy",
+            Health::Degraded => "degraded",
+            Health::ReadOnly => "read-only",
+        })
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusReply {
+    pub name: String,
+    pub version: String,
+    pub mount: String,
+    pub pid: u32,
+    pub uptime_s: u64,
+    pub health: Health,
+    /// Why it is not healthy; empty when it is.
+    pub reasons: Vec<String>,
+    /// While stopping: what it waits for.
+    pub stopping: Option<String>,
+    /// Inodes that the kernel knows at this moment.
+    pub nodes: u64,
+    /// Files whose identity or content cannot be trusted, met since the mount.
+    pub untrusted_files: u64,
+    pub volume: VolumeStatus,
+}
+
+impl StatusReply {
+    /// Health and its reasons, from what the engine and the namespace say.
+    pub fn judge(volume: &VolumeStatus, untrusted_files: u64) -> (Health, Vec<String>) {
+        let mut reasons = volume.degraded.clone();
+        if untrusted_files > 0 {
+            reasons.push(format!("{untrusted_files} files cannot be trusted (see the daemon's log); reading them gives EIO"));
+        }
+        match &volume.read_only {
+            Some(why) => {
+                reasons.insert(0, why.clone());
+                (Health::ReadOnly, reasons)
+            }
+            None if reasons.is_empty() => (Health::Healthy, reasons),
+            None => (Health::Degraded, reasons),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TiersReply {
+    pub tiers: Vec<TierStatus>,
+}
+
+/// Counters at one moment; rates come from two of them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TopReply {
+    /// On the daemon's monotonic clock.
+    pub uptime_us: u64,
+    pub counters: Counters,
+    pub tiers: Vec<TierStatus>,
+    pub log: LogStatus,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    Running,
+    Done,
+    Failed,
+}
+
+/// A long errand, polled at `/v1/jobs/ID`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobReply {
+    pub id: u64,
+    pub kind: String,
+    pub state: JobState,
+    /// Bytes done of `total_bytes`; an estimate, since the volume is written meanwhile.
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    pub elapsed_ms: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// What it found, when it found something to say.
+    pub result: Option<serde_json::Value>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopRequest {
+    /// Detach the mount even while it is busy.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// A request was carried out; one line about it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DoneReply {
+    pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ErrorReply, Health, JobReply, JobState, StatusReply, StopRequest};
+    use crate::volume::VolumeStatus;
+
+    #[test]
+    fn health_is_judged() {
+        let healthy = VolumeStatus::default();
+        assert_eq!(StatusReply::judge(&healthy, 0), (Health::Healthy, vec![]));
+        let degraded = VolumeStatus { degraded: vec!["tier hdd: EIO".into()], ..VolumeStatus::default() };
+        assert_eq!(StatusReply::judge(&degraded, 0), (Health::Degraded, vec!["tier hdd: EIO".into()]));
+        assert_eq!(StatusReply::judge(&healthy, 2).0, Health::Degraded);
+        let read_only = VolumeStatus { read_only: Some("log: EIO".into()), ..degraded };
+        let (health, reasons) = StatusReply::judge(&read_only, 0);
+        assert_eq!((health, reasons.len(), reasons[0].as_str()), (Health::ReadOnly, 2, "log: EIO"));
+    }
+
+    #[test]
+    fn messages_survive_the_wire() {
+        let job = JobReply {
+            id: 7,
+            kind: "settle".into(),
+            state: JobState::Failed,
+            done_bytes: 1,
+            total_bytes: 2,
+            elapsed_ms: 3,
+            error: Some("no space left on any tier".into()),
+            result: None,
+        };
+        let text = serde_json::to_string(&job).expect("encodes");
+        assert_eq!(serde_json::from_str::<JobReply>(&text).expect("decodes"), job);
+        assert!(text.contains("\"failed\""), "{text}");
+        assert_eq!(serde_json::to_string(&Health::ReadOnly).expect("encodes"), "\"read-only\"");
+        assert_eq!(serde_json::from_str::<StopRequest>("{}").expect("decodes"), StopRequest { force: false });
+        assert!(serde_json::from_str::<StopRequest>("{\"farce\": true}").is_err());
+        let status = StatusReply {
+            name: "pg".into(),
+            version: "0".into(),
+            mount: "/m".into(),
+            pid: 1,
+            uptime_s: 2,
+            health: Health::Degraded,
+            reasons: vec!["x".into()],
+            stopping: None,
+            nodes: 3,
+            untrusted_files: 0,
+            volume: VolumeStatus::default(),
+        };
+        let value = serde_json::to_value(&status).expect("encodes");
+        let back: StatusReply = serde_json::from_value(value.clone()).expect("decodes");
+        assert_eq!(serde_json::to_value(back).expect("encodes"), value);
+        assert_eq!(serde_json::to_value(ErrorReply { error: "e".into() }).expect("encodes")["error"], "e");
+    }
+}

@@ -1,0 +1,268 @@
+//! From settings to a mounted volume and back.
+//!
+//! The order matters at both ends. At the start: what could be wrong with the mountpoint or the tiers is found before anything is written; the log
+//! is replayed before the mount appears; the service manager hears READY when a database may start. At the end: durable first, then unmounted,
+//! because the time for stopping may run out while a database still uses the mount.
+
+use super::holders::{describe, holders, mount_at};
+use super::served::{Event, Served, StartControl};
+use super::service::{Notice, notify};
+use super::quantity::exact_bytes;
+use super::settings::Settings;
+use super::watchdog::Watchdog;
+use super::{Control, mountpoint, process, signals};
+use crate::error::{Error, Result};
+use crate::fuse;
+use crate::heat::{HeatSettings, Recorder};
+use crate::jobs::migrate::{Mover, MoverSettings};
+use crate::namespace::Namespace;
+use crate::policy::placement::PlacementSettings;
+use crate::tier::identity::{self, Locks, Place, VolumeIdentity};
+use crate::volume::{self, Volume};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a stop that waits for a busy mount tries again.
+const RETRY: Duration = Duration::from_secs(1);
+/// By how much each try lets the service manager wait longer.
+const EXTENSION: Duration = Duration::from_secs(30);
+/// How long a forced stop waits for requests under way.
+const FORCED_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves the volume until it is told to stop or is unmounted. Errors: whatever keeps it from serving, or from a clean stop.
+pub fn run(settings: Settings, start_control: StartControl) -> Result<()> {
+    let (events_in, events) = unbounded();
+    signals::watch(events_in.clone())?;
+    process::prepare();
+    let point = settings.mount_path();
+    mountpoint::clear(&point)?;
+
+    let (places, locks, id) = claim_tiers(&settings)?;
+    let volume = open_volume(&settings, &places)?;
+    let mover = open_mover(&settings, &volume, &places, &id)?;
+    let home = settings.tiers[0].path.join("home");
+    let namespace = Namespace::open(&home, Arc::clone(&volume), id.volume)?;
+    let mounted = fuse::mount(Arc::clone(&namespace), &point, &fuse_options(&settings))?;
+    mover.start()?;
+    let served = Arc::new(Served::new(settings, volume, namespace, mover, events_in.clone()));
+    let running = Running { served, mounted: Arc::new(mounted.mounted), point };
+    running.tell_when_unmounted(events_in)?;
+    let control = start_control(Arc::clone(&running.served))?;
+    tracing::info!("serving {} on {}", running.served.settings.name, running.point.display());
+    notify(&Notice::Ready);
+    notify(&Notice::Status(&format!("serving {}", running.point.display())));
+
+    let ended = running.serve(&events, control.as_ref());
+    drop(control);
+    let stopped = running.shut_down().and_then(|()| identity::mark_stopped(&places, &id));
+    drop(locks);
+    ended.and(stopped)
+}
+
+/// Verifies the tiers, takes their locks, and begins a run on them.
+fn claim_tiers(settings: &Settings) -> Result<(Vec<Place>, Locks, VolumeIdentity)> {
+    let named: Vec<(String, PathBuf)> =
+        settings.tiers.iter().map(|tier| (tier.name.clone(), tier.path.clone())).collect();
+    let places = Place::open_all(&named)?;
+    identity::verify_all(&places)?.require_ready()?;
+    let locks = Locks::take(&named)?;
+    let id = identity::begin_run(&places)?;
+    if !id.clean {
+        tracing::warn!("the last run did not end cleanly: replaying the log");
+    }
+    Ok((places, locks, id))
+}
+
+fn open_volume(settings: &Settings, places: &[Place]) -> Result<Arc<Volume>> {
+    let tiers = engine_tiers(settings, places)?;
+    if let Some(fastest) = tiers.first() {
+        refuse_changed(settings, &Volume::peek(fastest)?)?;
+    }
+    let (volume, recovery) = Volume::open(tiers, engine_options(settings))?;
+    if !recovery.was_clean {
+        tracing::info!("replayed {} records in {} log writes", recovery.records_replayed, recovery.groups_replayed);
+    }
+    volume.start_threads()?;
+    Ok(volume)
+}
+
+/// What was fixed when the volume was made must not silently differ from what the settings say.
+fn refuse_changed(settings: &Settings, fixed: &volume::Meta) -> Result<()> {
+    let log = &settings.log;
+    for (key, given, fixed) in [
+        ("block_size", u64::from(settings.block_bytes), u64::from(fixed.block_bytes)),
+        ("log.segment_size", log.segment_bytes, fixed.segment_bytes),
+        ("log.size", log.segment_bytes * u64::from(log.segments()), fixed.segment_bytes * u64::from(fixed.segments)),
+    ] {
+        if given != fixed {
+            let (given, fixed) = (exact_bytes(given), exact_bytes(fixed));
+            let line = format!("{key} = \"{given}\": the volume was made with \"{fixed}\", which cannot be changed");
+            return Err(Error::Invalid(line));
+        }
+    }
+    Ok(())
+}
+
+fn open_mover(settings: &Settings, volume: &Arc<Volume>, places: &[Place], id: &VolumeIdentity) -> Result<Arc<Mover>> {
+    let placement = &settings.placement;
+    let recorder = Arc::new(Recorder::new(HeatSettings {
+        half_life_epochs: placement.half_life_epochs,
+        memory_bytes: placement.memory_bytes,
+        ..HeatSettings::with_block_bytes(settings.block_bytes)
+    }));
+    volume.set_observer(Arc::clone(&recorder) as Arc<dyn volume::AccessObserver>);
+    let mover = MoverSettings {
+        placement: PlacementSettings {
+            low_watermark: placement.low_watermark,
+            high_watermark: placement.high_watermark,
+            hysteresis: placement.hysteresis,
+            residency_plans: placement.residency_plans,
+            ..PlacementSettings::default()
+        },
+        epoch: placement.epoch,
+        bytes_per_second: placement.bytes_per_second,
+        ..MoverSettings::default()
+    };
+    Mover::open(Arc::clone(volume), recorder, Arc::clone(&places[0].device), *id.volume.as_bytes(), mover)
+}
+
+/// The tiers of the settings, for the engine.
+pub fn engine_tiers(settings: &Settings, places: &[Place]) -> Result<Vec<volume::Tier>> {
+    let tier = |(tier, place): (&super::settings::TierSettings, &Place)| {
+        let space = place.device.space().map_err(|error| Error::io("examining", place.device.path(), error))?;
+        Ok(volume::Tier {
+            name: tier.name.clone(),
+            device: Arc::clone(&place.device),
+            budget_bytes: tier.budget_bytes,
+            reserve_bytes: tier.reserve.bytes_of(space.total_bytes),
+        })
+    };
+    settings.tiers.iter().zip(places).map(tier).collect()
+}
+
+/// The engine's options of the settings.
+pub fn engine_options(settings: &Settings) -> volume::Options {
+    volume::Options {
+        block_bytes: settings.block_bytes,
+        segment_bytes: settings.log.segment_bytes,
+        segments: settings.log.segments(),
+        payload_cache_bytes: settings.log.payload_cache_bytes,
+        coalesce_at_fill: settings.coalesce_log_fill_start,
+        checkpoint_interval_s: settings.checkpoint_interval.as_secs(),
+    }
+}
+
+fn fuse_options(settings: &Settings) -> fuse::Options {
+    fuse::Options {
+        name: settings.name.clone(),
+        workers: settings.fuse.threads,
+        slots: fuse::Slots { reads: settings.fuse.slow_read_slots, ..fuse::Slots::default() },
+        read_ahead_kb: u32::try_from(settings.fuse.read_ahead_bytes / 1024).unwrap_or(u32::MAX),
+    }
+}
+
+/// A volume from its mount to its end.
+struct Running {
+    served: Arc<Served>,
+    mounted: Arc<fuse::Mounted>,
+    point: PathBuf,
+}
+
+impl Running {
+    fn tell_when_unmounted(&self, events: Sender<Event>) -> Result<()> {
+        let mounted = Arc::clone(&self.mounted);
+        std::thread::Builder::new()
+            .name("unmounted".to_owned())
+            .spawn(move || {
+                mounted.wait();
+                // Nobody listens when the daemon is through: then it does not matter.
+                let _ = events.send(Event::Unmounted);
+            })
+            .map(|_| ())
+            .map_err(|error| Error::io("starting thread for", self.point.display().to_string(), error))
+    }
+
+    /// Until the mount is gone.
+    fn serve(&self, events: &Receiver<Event>, control: &dyn Control) -> Result<()> {
+        let watchdog = Watchdog::new();
+        let mut stopping = false;
+        loop {
+            let patience = if stopping { RETRY } else { watchdog.interval() };
+            match events.recv_timeout(patience) {
+                Ok(Event::Unmounted) => {
+                    tracing::info!("{} is unmounted", self.point.display());
+                    return Ok(());
+                }
+                Ok(Event::Stop { force: true }) => return self.force(events),
+                Ok(Event::Stop { force: false }) if !stopping => {
+                    stopping = true;
+                    self.begin_to_stop();
+                    self.try_to_leave();
+                }
+                Ok(Event::Stop { force: false }) | Err(RecvTimeoutError::Timeout) if stopping => self.try_to_leave(),
+                Ok(Event::Stop { force: false }) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            watchdog.tell(&self.served, control);
+        }
+    }
+
+    /// Makes durable what there is, while the mount still serves: whatever comes next, little is left to do.
+    fn begin_to_stop(&self) {
+        notify(&Notice::Stopping);
+        notify(&Notice::ExtendTimeout(EXTENSION));
+        notify(&Notice::Status("stopping: checkpoint"));
+        self.served.set_stopping("checkpoint".to_owned());
+        let durable = self.served.volume.sync_log().and_then(|()| self.served.volume.checkpoint());
+        if let Err(error) = durable {
+            tracing::error!("checkpoint before stopping: {error}");
+        }
+    }
+
+    /// Unmounts if nobody uses the volume; otherwise says who does.
+    fn try_to_leave(&self) {
+        let Err(error) = self.mounted.try_unmount() else { return };
+        let holding = match mount_at(&self.point) {
+            Ok(Some(mount)) => holders(&mount),
+            Ok(None) | Err(_) => Vec::new(),
+        };
+        let line = match holding.is_empty() {
+            true => format!("waiting: {error}"),
+            false => format!("waiting for {}", describe(&holding)),
+        };
+        // Said when it changes, not each second.
+        if self.served.stopping().as_deref() != Some(line.as_str()) {
+            tracing::warn!("stopping: {line}; `heatfs stop --force` detaches the mount");
+            self.served.set_stopping(line.clone());
+        }
+        notify(&Notice::Status(&format!("stopping: {line}")));
+        notify(&Notice::ExtendTimeout(EXTENSION));
+    }
+
+    /// A person asked for it: the mount goes from under its users. What they have synced is durable.
+    fn force(&self, events: &Receiver<Event>) -> Result<()> {
+        tracing::warn!("detaching {} by force", self.point.display());
+        self.begin_to_stop();
+        self.mounted.force_unmount()?;
+        while let Ok(event) = events.recv_timeout(FORCED_PATIENCE) {
+            if event == Event::Unmounted {
+                return Ok(());
+            }
+        }
+        tracing::warn!("processes still hold the detached mount; their calls fail from now on");
+        Ok(())
+    }
+
+    fn shut_down(&self) -> Result<()> {
+        notify(&Notice::Stopping);
+        notify(&Notice::Status("stopping: last checkpoint"));
+        notify(&Notice::ExtendTimeout(EXTENSION));
+        self.served.mover.stop();
+        self.served.namespace.close();
+        self.served.volume.shut_down()?;
+        tracing::info!("stopped cleanly");
+        Ok(())
+    }
+}

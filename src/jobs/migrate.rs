@@ -1,0 +1,422 @@
+//! The mover: takes heat and the block map, asks the policy, and relocates blocks behind everybody's back.
+//!
+//! One thread plans and has each plan carried out by a worker per source tier, in file and offset order, so that a disk reads forwards
+//! and a slow tier never delays another. A second thread serves the fast lane: blocks that were just missed on the slowest tier and
+//! are worth promoting before the next plan. Both share one byte budget, step back while commits are slow, and never run on
+//! anybody's read or write. Whatever the engine refuses (a block written meanwhile, no room) is simply decided anew later.
+
+mod execute;
+mod journal;
+mod pace;
+mod pins;
+#[cfg(test)]
+mod simulation;
+mod view;
+
+pub use journal::{JournalEntry, Outcome};
+pub use pins::PINS_FILE;
+pub use view::{Explanation, HeatMap, HeatRange, MoverStatus, WarmFile};
+
+use crate::device::Device;
+use crate::device::clock::{Instant, monotonic_now};
+use crate::error::{Error, Result};
+use crate::heat::Recorder;
+use crate::policy::HeatRanks;
+use crate::policy::placement::{
+    BlockRun, Blocks, Pin, PlacementSettings, PlacementState, Plan, TierOutlook, TierState, plan,
+};
+use crate::units::{BlockNo, FileId, TierId};
+use crate::volume::{Volume, VolumeStatus};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+use journal::Journal;
+use pace::{Backoff, TokenBucket};
+use parking_lot::Mutex;
+use pins::Pins;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct MoverSettings {
+    /// Limits of a plan; `bytes_per_plan` is overridden by `bytes_per_second` times the time until the next plan.
+    pub placement: PlacementSettings,
+    /// Unit of time of heat.
+    pub epoch: Duration,
+    /// Time between plans while there is much to gain, and when there is not.
+    pub plan_every_min: Duration,
+    pub plan_every_max: Duration,
+    /// What the mover may copy.
+    pub bytes_per_second: u64,
+    /// Time between saves of the heat.
+    pub save_every: Duration,
+    /// Decisions remembered for `explain`.
+    pub journal_entries: usize,
+}
+
+impl Default for MoverSettings {
+    fn default() -> Self {
+        MoverSettings {
+            placement: PlacementSettings::default(),
+            epoch: Duration::from_secs(300),
+            plan_every_min: Duration::from_secs(10),
+            plan_every_max: Duration::from_secs(60),
+            bytes_per_second: 64 << 20,
+            save_every: Duration::from_secs(180),
+            journal_entries: 16_384,
+        }
+    }
+}
+
+/// Share of the predicted latency that a plan must save to be followed by another one soon.
+const MUCH_TO_GAIN: f64 = 0.01;
+/// What tiers are taken for until they are measured, in microseconds per read: first, between, last.
+const UNMEASURED_US: [f32; 3] = [100.0, 300.0, 8000.0];
+/// Reads between two plans from which a measured latency is trusted.
+const MEASURED_READS: u64 = 20;
+
+/// What the latest plan left behind, and the books kept since.
+struct Outlook {
+    number: u32,
+    tiers: Vec<TierOutlook>,
+    ranks: HeatRanks,
+    cost_us: f64,
+    gain_us: f64,
+    decisions: u64,
+    bytes: u64,
+    plan_us: u64,
+    /// Blocks moved in the latest plans, with the plan's number.
+    moved: BTreeMap<(FileId, BlockNo), u32>,
+}
+
+/// Latency per tier, from the engine's counters.
+#[derive(Default)]
+struct Measured {
+    reads: Vec<u64>,
+    micros: Vec<u64>,
+    latency_us: Vec<f32>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    moved: u64,
+    moved_bytes: u64,
+    refused: u64,
+    failed: u64,
+    fast_lane: u64,
+    paused_us: u64,
+}
+
+/// See the module's head. [`Mover::start`] runs it; [`Mover::run_plan`] is one step of it, for tests and for `settle`-like commands.
+pub struct Mover {
+    volume: Arc<Volume>,
+    recorder: Arc<Recorder>,
+    home: Arc<dyn Device>,
+    volume_id: [u8; 16],
+    settings: MoverSettings,
+    tier_names: Vec<String>,
+    pins: Mutex<Pins>,
+    outlook: Mutex<Outlook>,
+    measured: Mutex<Measured>,
+    journal: Mutex<Journal>,
+    tally: Mutex<Tally>,
+    bucket: TokenBucket,
+    backoff: Mutex<(Backoff, Instant, bool)>,
+    rolled_at: Mutex<Instant>,
+    /// Dropped to stop the threads.
+    stop: Mutex<Option<Sender<()>>>,
+    stopping: Receiver<()>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Mover {
+    /// Loads heat (losable) and pins (not: `Corrupt` when damaged) from `home`, the fastest tier's device. `recorder` must be the one that observes
+    /// `volume`, for which `volume_id` is the identity.
+    pub fn open(
+        volume: Arc<Volume>,
+        recorder: Arc<Recorder>,
+        home: Arc<dyn Device>,
+        volume_id: [u8; 16],
+        settings: MoverSettings,
+    ) -> Result<Arc<Mover>> {
+        let pins = pins::load(&*home)?;
+        if let Err(error) = recorder.load(&*home, &volume_id) {
+            tracing::warn!(%error, "heat of the last run is lost; learning anew");
+        }
+        let tier_names = volume.status().tiers.into_iter().map(|tier| tier.name).collect();
+        let (stop, stopping) = bounded(0);
+        let now = monotonic_now();
+        let outlook = Outlook {
+            number: 0,
+            tiers: Vec::new(),
+            ranks: HeatRanks::default(),
+            cost_us: 0.0,
+            gain_us: 0.0,
+            decisions: 0,
+            bytes: 0,
+            plan_us: 0,
+            moved: BTreeMap::new(),
+        };
+        Ok(Arc::new(Mover {
+            volume,
+            recorder,
+            home,
+            volume_id,
+            tier_names,
+            pins: Mutex::new(pins),
+            outlook: Mutex::new(outlook),
+            measured: Mutex::default(),
+            journal: Mutex::new(Journal::new(settings.journal_entries)),
+            tally: Mutex::default(),
+            bucket: TokenBucket::new(settings.bytes_per_second),
+            backoff: Mutex::new((Backoff::default(), now, false)),
+            rolled_at: Mutex::new(now),
+            stop: Mutex::new(Some(stop)),
+            stopping,
+            threads: Mutex::default(),
+            settings,
+        }))
+    }
+
+    /// Starts the planning thread and the fast lane.
+    pub fn start(self: &Arc<Self>) -> Result<()> {
+        let (planner, lane) = (Arc::clone(self), Arc::clone(self));
+        self.spawn("heatfs-mover", move || planner.plan_loop())?;
+        self.spawn("heatfs-fastlane", move || lane.fast_lane())
+    }
+
+    fn spawn(&self, name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+        let handle = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(body)
+            .map_err(|source| Error::io("start thread", name, source))?;
+        self.threads.lock().push(handle);
+        Ok(())
+    }
+
+    /// Stops the threads, waits for them, and saves the heat. Nothing is moved any more.
+    pub fn stop(&self) {
+        self.stop.lock().take();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            if thread.join().is_err() {
+                tracing::error!("a mover thread had panicked");
+            }
+        }
+        self.save_heat();
+    }
+
+    fn stopped(&self) -> bool {
+        self.stopping.try_recv() == Err(TryRecvError::Disconnected)
+    }
+
+    /// Sleeps unless stopped; true when stopped.
+    fn sleep(&self, time: Duration) -> bool {
+        self.stopping.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
+    }
+
+    fn save_heat(&self) {
+        if let Err(error) = self.recorder.save(&*self.home, &self.volume_id) {
+            tracing::warn!(%error, "cannot save the heat");
+        }
+    }
+
+    fn plan_loop(&self) {
+        let mut every = self.settings.plan_every_min;
+        let mut saved_at = monotonic_now();
+        while !self.stopped() {
+            let began = monotonic_now();
+            let made = self.run_plan(every);
+            let busy = made.gain_us > MUCH_TO_GAIN * made.cost_us;
+            every = if busy { self.settings.plan_every_min } else { every.mul_f32(1.5) }
+                .clamp(self.settings.plan_every_min, self.settings.plan_every_max);
+            if saved_at.elapsed() >= self.settings.save_every {
+                self.save_heat();
+                saved_at = monotonic_now();
+            }
+            if self.sleep(every.saturating_sub(began.elapsed())) {
+                return;
+            }
+        }
+    }
+
+    /// Rolls the heat, plans, and carries the plan out within about `time`. Returns the plan.
+    pub fn run_plan(&self, time: Duration) -> Plan {
+        let now = monotonic_now();
+        let since = now.duration_since(std::mem::replace(&mut *self.rolled_at.lock(), now));
+        self.recorder.roll(since.as_secs_f32() / self.settings.epoch.as_secs_f32().max(0.001));
+        let made = self.make_plan(time);
+        self.execute(&made.decisions, now + time);
+        made
+    }
+
+    fn make_plan(&self, time: Duration) -> Plan {
+        let began = monotonic_now();
+        let status = self.volume.status();
+        let tiers = self.tier_states(&status);
+        let number = {
+            let mut outlook = self.outlook.lock();
+            outlook.number += 1;
+            let oldest = outlook.number.saturating_sub(self.settings.placement.residency_plans);
+            outlook.moved.retain(|_, plan| *plan >= oldest);
+            outlook.number
+        };
+        let seconds = time.as_secs().max(1);
+        let settings = PlacementSettings {
+            bytes_per_plan: self.settings.bytes_per_second.saturating_mul(seconds),
+            ..self.settings.placement.clone()
+        };
+        let blocks = VolumeBlocks::new(self);
+        let block_bytes = u64::from(self.recorder.settings().block_bytes);
+        let made = plan(&PlacementState { number, block_bytes, tiers: &tiers, blocks: &blocks }, &settings);
+        let mut outlook = self.outlook.lock();
+        outlook.tiers.clone_from(&made.tiers);
+        outlook.ranks = made.ranks.clone();
+        outlook.cost_us = made.cost_us;
+        outlook.gain_us = made.gain_us;
+        outlook.decisions = u64::try_from(made.decisions.len()).unwrap_or(u64::MAX);
+        outlook.bytes = made.bytes;
+        outlook.plan_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let room = made.tiers.split_last().is_some_and(|(_, faster)| faster.iter().any(|tier| tier.room_blocks > 0));
+        drop(outlook);
+        if let Some(slowest) = tiers.len().checked_sub(1).filter(|slowest| *slowest > 0) {
+            // With room above, one miss is reason enough; else a second one must show that the first was no accident.
+            let slowest = TierId(u8::try_from(slowest).unwrap_or(u8::MAX));
+            self.recorder.queue_hot_misses(slowest, if room { 1 } else { 2 });
+        }
+        made
+    }
+
+    fn tier_states(&self, status: &VolumeStatus) -> Vec<TierState> {
+        let mut measured = self.measured.lock();
+        measured.update(status);
+        let states = status.tiers.iter().zip(&measured.latency_us).map(|(tier, latency_us)| TierState {
+            budget_bytes: tier.budget_bytes,
+            free_bytes: tier.budget_bytes.saturating_sub(tier.used_bytes).min(tier.available_bytes),
+            latency_us: *latency_us,
+        });
+        states.collect()
+    }
+
+    /// Pins a file to a tier; durable when it returns. The mover brings its blocks there.
+    pub fn pin(&self, file: FileId, tier: &str) -> Result<()> {
+        if !self.tier_names.iter().any(|name| name == tier) {
+            let names = self.tier_names.join(", ");
+            return Err(Error::Invalid(format!("no tier `{tier}`: this volume has {names}")));
+        }
+        self.change_pins(|pins| pins.insert(file, tier.to_owned()) != Some(tier.to_owned()))
+    }
+
+    /// Removes a pin; durable when it returns. False: there was none.
+    pub fn unpin(&self, file: FileId) -> Result<bool> {
+        let was_pinned = self.pins.lock().contains_key(&file);
+        self.change_pins(|pins| pins.remove(&file).is_some())?;
+        Ok(was_pinned)
+    }
+
+    /// All pins: file and tier name.
+    pub fn pins(&self) -> Vec<(FileId, String)> {
+        self.pins.lock().iter().map(|(file, tier)| (*file, tier.clone())).collect()
+    }
+
+    /// A pin counts only once it is on disk, so a failed save leaves things as they were.
+    fn change_pins(&self, change: impl FnOnce(&mut Pins) -> bool) -> Result<()> {
+        let mut pins = self.pins.lock();
+        let mut changed = pins.clone();
+        if change(&mut changed) {
+            pins::save(&*self.home, &changed)?;
+            *pins = changed;
+        }
+        Ok(())
+    }
+
+    fn tier_named(&self, name: &str) -> Option<TierId> {
+        let index = self.tier_names.iter().position(|known| known == name)?;
+        u8::try_from(index).ok().map(TierId)
+    }
+
+    fn pin_of(&self, file: FileId) -> Pin {
+        let pinned = self.pins.lock().get(&file).and_then(|name| self.tier_named(name));
+        match pinned {
+            Some(tier) => Pin::To(tier),
+            None if self.recorder.is_log_file(file) => Pin::LogFile,
+            None => Pin::None,
+        }
+    }
+}
+
+impl Measured {
+    /// Latency of each tier: measured where it was read from since the last time, never faster than a tier above it.
+    fn update(&mut self, status: &VolumeStatus) {
+        let tiers = status.tiers.len();
+        if self.latency_us.len() != tiers {
+            let guess = |tier| match tier {
+                0 => UNMEASURED_US[0],
+                last if last + 1 == tiers => UNMEASURED_US[2],
+                _ => UNMEASURED_US[1],
+            };
+            self.latency_us = (0..tiers).map(guess).collect();
+            (self.reads, self.micros) = (vec![0; tiers], vec![0; tiers]);
+        }
+        let counted = status.counters.base_reads.iter().zip(&status.counters.base_read_us);
+        for (tier, (reads, micros)) in counted.enumerate().take(tiers) {
+            let more = reads.saturating_sub(self.reads[tier]);
+            if more >= MEASURED_READS {
+                let mean = micros.saturating_sub(self.micros[tier]) / more;
+                let mean = f32::from(u16::try_from(mean).unwrap_or(u16::MAX));
+                self.latency_us[tier] = 0.7 * self.latency_us[tier] + 0.3 * mean;
+                (self.reads[tier], self.micros[tier]) = (*reads, *micros);
+            }
+        }
+        for tier in 1..tiers {
+            self.latency_us[tier] = self.latency_us[tier].max(self.latency_us[tier - 1] * 1.1);
+        }
+    }
+}
+
+/// The volume's blocks as the policy wants to see them: the map's runs, split where heat or the last move differs.
+struct VolumeBlocks<'a> {
+    mover: &'a Mover,
+    /// As of the start of the plan, so that both visits see the same.
+    moved: BTreeMap<(FileId, BlockNo), u32>,
+}
+
+impl VolumeBlocks<'_> {
+    fn new(mover: &Mover) -> VolumeBlocks<'_> {
+        VolumeBlocks { mover, moved: mover.outlook.lock().moved.clone() }
+    }
+
+    /// Splits a run at blocks that were moved lately.
+    fn split(&self, run: BlockRun, each: &mut dyn FnMut(&BlockRun)) {
+        let end = run.first.0 + run.count;
+        let mut next = run.first.0;
+        for ((_, block), plan) in self.moved.range((run.file, run.first)..(run.file, BlockNo(end))) {
+            if block.0 > next {
+                each(&BlockRun { first: BlockNo(next), count: block.0 - next, ..run });
+            }
+            each(&BlockRun { first: *block, count: 1, moved: Some(*plan), ..run });
+            next = block.0 + 1;
+        }
+        if end > next {
+            each(&BlockRun { first: BlockNo(next), count: end - next, ..run });
+        }
+    }
+}
+
+impl Blocks for VolumeBlocks<'_> {
+    fn visit(&self, each: &mut dyn FnMut(&BlockRun)) {
+        for id in self.mover.volume.files() {
+            // A file that went meanwhile, or may not be touched, is not placed.
+            let Ok(file) = self.mover.volume.file(id) else { continue };
+            let runs = self.mover.volume.block_map(&file);
+            let blocks = runs.iter().filter(|run| run.2.is_some()).map(|run| run.1).sum();
+            let heat = self.mover.recorder.file_heat(id, blocks);
+            let pin = self.mover.pin_of(id);
+            for (first, count, tier, copy) in runs {
+                let Some(tier) = tier else { continue };
+                heat.runs(first, count, |first, count, heat| {
+                    self.split(BlockRun { file: id, first, count, tier, copy, heat, moved: None, pin }, each);
+                });
+            }
+        }
+    }
+}
