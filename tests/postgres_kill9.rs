@@ -142,7 +142,8 @@ impl Lab {
 
     fn heatfs(&self, command: &str) -> Command {
         let mut heatfs = Command::new(env!("CARGO_BIN_EXE_heatfs"));
-        heatfs.arg(command);
+        // beside other volumes of this machine
+        heatfs.arg(command).env("HEATFS__SOCKET", self.dir.join("heatfs.sock"));
         heatfs
     }
 
