@@ -115,9 +115,12 @@ pub(super) struct Adopt {
     /// A tier, fastest first; repeat for each.
     #[arg(long = "tier", required = true, value_name = "NAME=PATH", value_parser = named_path)]
     pub(super) tiers: Vec<(String, PathBuf)>,
-    /// The tier that shares the directory's filesystem and receives its files [default: found out].
+    /// The tier that keeps names and attributes: the fastest, which is the default.
     #[arg(long, value_name = "NAME")]
     pub(super) home: Option<String>,
+    /// The tier that the files come to lie on, on the directory's own filesystem [default: the fastest such tier that they fit].
+    #[arg(long, value_name = "NAME")]
+    pub(super) origin: Option<String>,
     /// The volume's name [default: the directory's].
     #[arg(long)]
     pub(super) name: Option<String>,

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 it failed, or `status` found the volume not healthy; 2 wrong usage or settings. Errors are one line on standard error.
 
+mod adopt;
 mod args;
 mod heat;
 mod online;
@@ -100,7 +101,8 @@ fn run(cli: Cli) -> Result<()> {
             out::text(&String::from_utf8_lossy(&script))
         }
         Command::Man { dir } => write_man_pages(&dir),
-        Command::Check { .. } | Command::Adopt(_) | Command::Release | Command::Dump { .. } => anyhow::bail!("not yet"),
+        Command::Adopt(request) => adopt::run(&request, as_json),
+        Command::Check { .. } | Command::Release | Command::Dump { .. } => anyhow::bail!("not yet"),
     }
 }
 
