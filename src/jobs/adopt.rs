@@ -13,13 +13,13 @@ mod build;
 mod moving;
 mod plan;
 
-use super::backing::{Backing, exists, make_private_dir, remove_file, remove_tree, rename_durably, sync_dir};
+use super::backing::{Backing, exists, make_private_dir, remove_tree, rename_durably, sync_dir};
 use super::protect::{self, Protection};
 use super::survey;
 use super::watch::{Progress, Watch};
 use crate::error::{Error, Result};
 use crate::ondisk::identity::Phase;
-use crate::tier::identity::{LOCK_FILE, Locks, VolumeIdentity, complete, initialise, set_phase, verify_all};
+use crate::tier::identity::{VolumeIdentity, complete, initialise, set_phase, verify_all};
 use crate::units::TierId;
 use crate::volume::Volume;
 use plan::Checked;
@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 pub use plan::AdoptPlan;
+pub(super) use plan::resolve;
 
 /// In the origin tier while an adoption is under way.
 const ADOPTING: &str = "adopting";
@@ -216,7 +217,7 @@ pub fn undo(plan: &AdoptPlan) -> Result<()> {
     if first.phase != Phase::AdoptBuild || Path::new(&first.directory) != directory {
         return Ok(());
     }
-    let _locks: Locks = backing.lock()?;
+    let _locks = backing.lock()?;
     let adopting = backing.path(first.origin).join(ADOPTING);
     let taken = adopting.join("tree");
     if exists(&adopting.join(MADE))? {
@@ -230,10 +231,5 @@ pub fn undo(plan: &AdoptPlan) -> Result<()> {
     for tier in backing.ids() {
         super::backing::remove_empty_objects(backing.path(tier))?;
     }
-    // Tier 0 last: its phase is what tells that there is something to undo.
-    for (place, tier) in backing.places.iter().zip(backing.ids()).rev() {
-        place.remove_identity()?;
-        remove_file(&backing.path(tier).join(LOCK_FILE))?;
-    }
-    Ok(())
+    backing.remove_identities()
 }

@@ -5,7 +5,7 @@ use super::survey::read_dir;
 use crate::device::real::{Capabilities, RealDevice};
 use crate::error::{Error, Result};
 use crate::ondisk::identity::NAME_MAX_BYTES;
-use crate::tier::identity::{IDENTITY_FILE, Locks, Place};
+use crate::tier::identity::{IDENTITY_FILE, LOCK_FILE, Locks, Place};
 use crate::units::TierId;
 use crate::volume::Tier;
 use std::fs::{self, File};
@@ -131,6 +131,15 @@ impl Backing {
                 reserve_bytes: plan.reserve_bytes,
             })
             .collect()
+    }
+
+    /// The paths are nobody's again. Tier 0 last: its phase is what tells that there is something to finish.
+    pub fn remove_identities(&self) -> Result<()> {
+        for (place, path) in self.places.iter().zip(&self.paths).rev() {
+            place.remove_identity()?;
+            remove_file(&path.join(LOCK_FILE))?;
+        }
+        Ok(())
     }
 
     /// Makes everything on every tier durable.

@@ -11,6 +11,7 @@ pub mod migrate;
 mod mirror;
 mod mounts;
 pub mod protect;
+pub mod release;
 mod survey;
 mod watch;
 

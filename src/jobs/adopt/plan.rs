@@ -81,7 +81,7 @@ pub(super) fn check(plan: &AdoptPlan) -> Result<Checked> {
 }
 
 /// The path without symbolic links, whether or not something is there.
-pub(super) fn resolve(directory: &Path) -> Result<PathBuf> {
+pub(in crate::jobs) fn resolve(directory: &Path) -> Result<PathBuf> {
     const LINKS_MAX: u32 = 40;
     let io = |e| Error::io("resolve", directory.display().to_string(), e);
     let mut path = std::path::absolute(directory).map_err(io)?;
