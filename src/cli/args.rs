@@ -90,7 +90,7 @@ pub(super) enum Command {
     /// Give the directory back as plain files at its old path. The daemon must be stopped.
     ///
     /// An interrupted release is finished by the same command.
-    Release,
+    Release(Release),
     /// Check every structure: of a running volume through its daemon, else on disk.
     Check {
         /// Also read every block and every record, and verify what has a checksum.
@@ -139,6 +139,19 @@ pub(super) struct Adopt {
     /// Upper limit of what is stored on a tier; repeat for each.
     #[arg(long = "budget", value_name = "NAME=SIZE", value_parser = named_size)]
     pub(super) budgets: Vec<(String, u64)>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Release {
+    /// Where the files go, if not to the directory that they were adopted from.
+    #[arg(long, value_name = "DIR")]
+    pub(super) to: Option<PathBuf>,
+    /// The tier to gather the files on, on the directory's own filesystem [default: the one they came from].
+    #[arg(long, value_name = "NAME")]
+    pub(super) origin: Option<String>,
+    /// Go on in spite of files that cannot be trusted; they are given back as home has them.
+    #[arg(long)]
+    pub(super) accept_untrusted: bool,
 }
 
 fn named_path(text: &str) -> Result<(String, PathBuf), String> {

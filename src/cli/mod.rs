@@ -8,6 +8,7 @@ mod heat;
 mod online;
 mod out;
 mod progress;
+mod release;
 mod show;
 mod top;
 mod volume;
@@ -102,7 +103,8 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Man { dir } => write_man_pages(&dir),
         Command::Adopt(request) => adopt::run(&request, as_json),
-        Command::Check { .. } | Command::Release | Command::Dump { .. } => anyhow::bail!("not yet"),
+        Command::Release(request) => release::run(&volume, &request, as_json),
+        Command::Check { .. } | Command::Dump { .. } => anyhow::bail!("not yet"),
     }
 }
 

@@ -15,4 +15,5 @@ mod signals;
 mod watchdog;
 
 pub use lifecycle::{engine_options, engine_tiers, run, tier_plans};
+pub use mountpoint::clear_mountpoint;
 pub use served::{Control, Served, StartControl};
