@@ -12,6 +12,9 @@ use std::process::{Command, Stdio};
 pub fn clear_mountpoint(settings: &Settings) -> Result<()> {
     let point = settings.mount_path();
     match mount_at(&point)? {
+        Some(_) if !is_dead(&point) => {
+            Err(Error::Busy(format!("{} is mounted: stop the daemon first (heatfs stop)", point.display())))
+        }
         Some(_) => clear(&point),
         None => Ok(()),
     }
