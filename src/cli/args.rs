@@ -64,6 +64,9 @@ pub(super) enum Command {
     Heat {
         /// A file or directory on the mount; without it the whole volume.
         path: Option<PathBuf>,
+        /// Show at most so many files, hottest first.
+        #[arg(long, value_name = "N")]
+        files: Option<usize>,
     },
     /// Where a block is, why, and what was decided about it.
     Explain {
@@ -89,7 +92,11 @@ pub(super) enum Command {
     /// An interrupted release is finished by the same command.
     Release,
     /// Check every structure: of a running volume through its daemon, else on disk.
-    Check,
+    Check {
+        /// Also read every block and every record, and verify what has a checksum.
+        #[arg(long)]
+        deep: bool,
+    },
     /// Print an on-disk object readably.
     Dump {
         /// What to print.

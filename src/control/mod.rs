@@ -4,6 +4,7 @@
 pub mod client;
 mod errands;
 pub mod metrics;
+mod placement;
 pub mod protocol;
 mod server;
 mod socket;

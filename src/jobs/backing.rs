@@ -95,7 +95,7 @@ impl Backing {
         self.plans[tier.index()].budget_bytes
     }
 
-    pub fn ids(&self) -> impl Iterator<Item = TierId> + use<> {
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = TierId> + ExactSizeIterator + use<> {
         (0..u8::try_from(self.paths.len()).unwrap_or(u8::MAX)).map(TierId)
     }
 

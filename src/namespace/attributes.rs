@@ -162,7 +162,7 @@ impl Namespace {
                 Some(_) => Some(times(&fstat(&node.fd)?).1.to_wall()),
                 None => None,
             };
-            self.volume.set_times(file, modified);
+            self.volume.set_times(file, modified)?;
         }
         node.mark_changed(&[]);
         Ok(())

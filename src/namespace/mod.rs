@@ -94,7 +94,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Opens `home/tree` and `home/grave`, and settles the grave. Errors: what is missing in home, what the backing filesystem lacks.
+    /// Opens `home/tree` and `home/grave`, and settles the grave. `volume_id` is what identities of this volume's files carry. Errors: what is missing in home, what the backing filesystem lacks.
     pub fn open(home: &Path, volume: Arc<Volume>, volume_id: Uuid) -> Result<Arc<Namespace>> {
         let tree = home.join("tree");
         let tree_path = tree.display().to_string();
@@ -113,8 +113,8 @@ impl Namespace {
         volume.on_gone(Box::new(move |gone| gone.iter().for_each(|id| hidden.unbury(*id))));
         let root = Arc::new(Node::new(ROOT_INODE, fd, Content::Home, None));
         Ok(Arc::new(Namespace {
-            volume,
             volume_id,
+            volume,
             daemon: Daemon::current(),
             root_device: stat.st_dev,
             root_inode: stat.st_ino,
