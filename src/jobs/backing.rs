@@ -95,7 +95,7 @@ impl Backing {
         self.plans[tier.index()].budget_bytes
     }
 
-    pub fn ids(&self) -> impl Iterator<Item = TierId> + use<> {
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = TierId> + ExactSizeIterator + use<> {
         (0..u8::try_from(self.paths.len()).unwrap_or(u8::MAX)).map(TierId)
     }
 
@@ -138,6 +138,16 @@ impl Backing {
         for (place, path) in self.places.iter().zip(&self.paths).rev() {
             place.remove_identity()?;
             remove_file(&path.join(LOCK_FILE))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the lock files that a job which came no further left in paths that are nobody's.
+    pub fn remove_stray_locks(&self) -> Result<()> {
+        for (place, path) in self.places.iter().zip(&self.paths) {
+            if place.identity()?.is_none() && Locks::holder(path).is_none() {
+                remove_file(&path.join(LOCK_FILE))?;
+            }
         }
         Ok(())
     }
