@@ -212,7 +212,7 @@ fn clear_fastest(backing: &Backing) -> Result<()> {
 /// Undoes an adoption that has not begun to rename files; nothing happens in any other phase.
 pub fn undo(plan: &AdoptPlan) -> Result<()> {
     let backing = Backing::open(&plan.tiers)?;
-    let Some(first) = backing.places[0].identity()? else { return Ok(()) };
+    let Some(first) = backing.places[0].identity()? else { return backing.remove_stray_locks() };
     let directory = plan::resolve(&plan.directory)?;
     if first.phase != Phase::AdoptBuild || Path::new(&first.directory) != directory {
         return Ok(());

@@ -1,7 +1,6 @@
 //! Everything of a file but its name and content: owner, mode, times, extended attributes and ACLs, read from one file and given to another.
 //!
-//! Our own attributes ([`XATTR_PREFIX`]) are never among them: they are neither copied into home nor out of it, and are taken
-//! off whatever the attributes are given to (R10).
+//! Our own attributes ([`XATTR_PREFIX`]) are never among them: they are neither copied into home nor out of it (R10).
 
 use crate::device::sys_home;
 use crate::error::{Error, Result};
@@ -73,7 +72,7 @@ impl Attributes {
             chmod(self.mode | 0o600)?;
         }
         let fd = open_path(path)?;
-        for name in list_all(&fd, path)? {
+        for name in list(&fd, path)? {
             if self.xattrs.iter().all(|(kept, _)| *kept != name) {
                 remove(&fd, &name, path)?;
             }

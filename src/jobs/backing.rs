@@ -142,6 +142,16 @@ impl Backing {
         Ok(())
     }
 
+    /// Removes the lock files that a job which came no further left in paths that are nobody's.
+    pub fn remove_stray_locks(&self) -> Result<()> {
+        for (place, path) in self.places.iter().zip(&self.paths) {
+            if place.identity()?.is_none() && Locks::holder(path).is_none() {
+                remove_file(&path.join(LOCK_FILE))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes everything on every tier durable.
     pub fn sync_all(&self) -> Result<()> {
         self.places.iter().try_for_each(|place| {

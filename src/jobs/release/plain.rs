@@ -1,7 +1,7 @@
 //! Objects become plain files again, in a tree that looks like home's.
 
 use crate::error::{Error, Result};
-use crate::jobs::attributes::{Attributes, modified};
+use crate::jobs::attributes::{Attributes, modified, read_mark, unmark};
 use crate::jobs::backing::exists;
 use crate::jobs::home::identify;
 use crate::jobs::mirror::{PlaceFile, mirror};
@@ -26,7 +26,7 @@ pub(super) fn tree(
         PlainFiles { origin, volume, linked: HashMap::new(), progress: Progress::default(), untrusted: Vec::new() };
     let mut root = mirror(home, tree, &mut files, watch)?;
     watch.step("root attributes")?;
-    if let Some(mode) = crate::jobs::attributes::read_mark(home, XATTR_ROOT_MODE)? {
+    if let Some(mode) = read_mark(home, XATTR_ROOT_MODE)? {
         root.mode = decode_root_mode(&mode, &home.display().to_string())?;
     }
     root.apply(tree)?;
@@ -70,6 +70,7 @@ impl PlaceFile for PlainFiles<'_> {
                 fs::copy(from, to).map_err(|e| io("copy to", e))?;
             }
         }
+        unmark(to)?;
         if meta.nlink() > 1 {
             self.linked.insert(meta.ino(), to.to_owned());
         }
