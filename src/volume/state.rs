@@ -98,7 +98,7 @@ impl State {
 
     pub fn open(device: &Arc<dyn Device>) -> Result<(State, Meta)> {
         let state = State::open_file(device, false)?;
-        let meta = state.meta()?;
+        let meta = state.guarded(|| state.meta())?;
         Ok((state, meta))
     }
 
@@ -124,6 +124,12 @@ impl State {
         Error::State { path: self.path.clone(), why: error.to_string() }
     }
 
+    /// Reading a damaged database may panic inside of it: that becomes an error which names the path.
+    fn guarded<T>(&self, read: impl FnOnce() -> Result<T>) -> Result<T> {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
+            .unwrap_or_else(|_| Err(self.failed("the database is damaged beyond reading")))
+    }
+
     fn meta(&self) -> Result<Meta> {
         let read = self.db.begin_read().map_err(|e| self.failed(e))?;
         let table = read.open_table(META).map_err(|e| self.failed(e))?;
@@ -138,6 +144,10 @@ impl State {
 
     /// One durable transaction.
     pub fn commit(&self, meta: &Meta, changes: &Changes) -> Result<()> {
+        self.guarded(|| self.write_all(meta, changes))
+    }
+
+    fn write_all(&self, meta: &Meta, changes: &Changes) -> Result<()> {
         let mut write = self.db.begin_write().map_err(|e| self.failed(e))?;
         write.set_durability(Durability::Immediate).map_err(|e| self.failed(e))?;
         write.set_quick_repair(true);
@@ -167,6 +177,10 @@ impl State {
 
     /// A file's row and map, if durable state has it.
     pub fn file(&self, id: FileId) -> Result<Option<(FileRow, Vec<(u32, ChunkBytes)>)>> {
+        self.guarded(|| self.read_file(id))
+    }
+
+    fn read_file(&self, id: FileId) -> Result<Option<(FileRow, Vec<(u32, ChunkBytes)>)>> {
         let read = self.db.begin_read().map_err(|e| self.failed(e))?;
         let files = read.open_table(FILES).map_err(|e| self.failed(e))?;
         let Some(row) = files.get(id.0).map_err(|e| self.failed(e))? else { return Ok(None) };
@@ -189,6 +203,10 @@ impl State {
 
     /// Every chunk of every map.
     pub fn for_each_chunk(&self, visit: &mut dyn FnMut(FileId, u32, &ChunkBytes)) -> Result<()> {
+        self.guarded(|| self.read_chunks(visit))
+    }
+
+    fn read_chunks(&self, visit: &mut dyn FnMut(FileId, u32, &ChunkBytes)) -> Result<()> {
         let read = self.db.begin_read().map_err(|e| self.failed(e))?;
         let map = read.open_table(MAP).map_err(|e| self.failed(e))?;
         for entry in map.iter().map_err(|e| self.failed(e))? {

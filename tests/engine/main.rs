@@ -2,5 +2,9 @@
 //! crash at every device operation; faults.
 
 mod crash;
+mod damage;
+mod faults;
 mod harness;
 mod model;
+mod rules;
+mod threads;
