@@ -72,19 +72,21 @@ fn a_write_touches_only_the_log() {
 fn a_log_that_goes_round_keeps_everything() {
     let mut harness = opened(2);
     let mut expected = vec![0u8; 40 * 8192];
+    let mut written_to = 0;
     for round in 0..1500u64 {
         let (slot, byte) = (round * 7 % 40, u8::try_from(round % 251 + 1).expect("small"));
         write(&harness, 0, slot * 8192, byte, 8192);
         expected[slot as usize * 8192..][..8192].fill(byte);
         if round % 100 == 99 {
             harness.volume().sync_log().expect("syncs");
+            written_to = harness.volume().status().log.next_lsn;
             harness = after_cut(&harness, Survival::Seed(round));
             let size = file(&harness, 0).size_bytes() as usize;
             assert_eq!(read(&harness, 0, 0, 1 << 20), expected[..size], "round {round}");
         }
     }
-    let log = harness.volume().status().log;
-    assert!(log.next_lsn > 6 * log.size_bytes, "the log went round {} times", log.next_lsn / log.size_bytes);
+    let rounds = written_to / harness.volume().status().log.size_bytes;
+    assert!(rounds > 6, "the log went round only {rounds} times");
 }
 
 /// R3: bytes that a truncate cut away never come back when the file grows again, wherever old images lie, and neither do those of
@@ -234,7 +236,9 @@ fn a_removed_file_goes_whole_and_only_after_a_checkpoint() {
     let harness = opened(10);
     let heard = Arc::new(AtomicU64::new(0));
     let listener = heard.clone();
-    harness.volume().on_gone(Box::new(move |ids| drop(listener.fetch_add(ids.len() as u64, Ordering::SeqCst))));
+    harness.volume().on_gone(Box::new(move |ids| {
+        listener.fetch_add(ids.len() as u64, Ordering::SeqCst);
+    }));
     write(&harness, 0, 0, 9, 4 * BLOCK);
     settle(&harness);
     harness.volume().move_block(&file(&harness, 0), BlockNo(1), HDD).expect("moves");
