@@ -272,7 +272,9 @@ impl Volume {
 
     fn claim(&self, file: FileId, block: BlockNo) -> Option<Claim<'_>> {
         let key = (file, block);
-        self.claims.lock().insert(key).then_some(Claim { volume: self, key })
+        let taken = self.claims.lock().insert(key);
+        // Not `then_some`: a claim that was made and not handed out would give back, when dropped, what somebody else holds.
+        taken.then(|| Claim { volume: self, key })
     }
 
     fn about_to_write(&self, tier: TierId) -> Wrote {
