@@ -2,11 +2,13 @@
 //!
 //! Exit codes: 0 done; 1 it failed, or `status` found the volume not healthy; 2 wrong usage or settings. Errors are one line on standard error.
 
+mod adopt;
 mod args;
 mod heat;
 mod online;
 mod out;
 mod progress;
+mod release;
 mod show;
 mod top;
 mod volume;
@@ -100,7 +102,9 @@ fn run(cli: Cli) -> Result<()> {
             out::text(&String::from_utf8_lossy(&script))
         }
         Command::Man { dir } => write_man_pages(&dir),
-        Command::Check { .. } | Command::Adopt(_) | Command::Release | Command::Dump { .. } => anyhow::bail!("not yet"),
+        Command::Adopt(request) => adopt::run(&request, as_json),
+        Command::Release(request) => release::run(&volume, &request, as_json),
+        Command::Check { .. } | Command::Dump { .. } => anyhow::bail!("not yet"),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Who may: root, the daemon's own user, and the group of the socket file; the kernel checks the last by the socket's mode. Each request that
 //! changes something is logged with its sender.
 
+use super::check;
 use super::errands::Errands;
 use super::placement;
 use super::protocol::{
@@ -267,9 +268,8 @@ async fn check(State(context): State<Context>, bytes: Bytes) -> Answer<JobReply>
     let reply = blocking(context, move |context| {
         let served = Arc::clone(&context.served);
         let work = Box::new(move || {
-            let findings = served.volume.check(request.deep)?;
-            let encoded = serde_json::to_value(findings);
-            encoded.map(Some).map_err(|error| Error::Invalid(format!("findings: {error}")))
+            let reply = check::run(&served, request.deep)?;
+            serde_json::to_value(reply).map(Some).map_err(|error| Error::Invalid(format!("findings: {error}")))
         });
         context.errands.start("check", Box::new(|| 0), work)
     });

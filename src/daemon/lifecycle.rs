@@ -14,6 +14,7 @@ use super::{Control, glob, mountpoint, process, signals};
 use crate::error::{Error, Result};
 use crate::fuse;
 use crate::heat::{HeatSettings, Recorder};
+use crate::jobs::TierPlan;
 use crate::jobs::migrate::{Mover, MoverSettings};
 use crate::namespace::Namespace;
 use crate::policy::placement::PlacementSettings;
@@ -144,6 +145,24 @@ pub fn engine_tiers(settings: &Settings, places: &[Place]) -> Result<Vec<volume:
         })
     };
     settings.tiers.iter().zip(places).map(tier).collect()
+}
+
+/// The tiers of the settings, for the offline jobs. Errors: a path that is not there.
+pub fn tier_plans(settings: &Settings) -> Result<Vec<TierPlan>> {
+    let plan = |tier: &super::settings::TierSettings| {
+        let space = nix::sys::statvfs::statvfs(&tier.path).map_err(|errno| Error::WrongTier {
+            tier: tier.name.clone(),
+            path: tier.path.display().to_string(),
+            why: errno.desc().to_owned(),
+        })?;
+        Ok(TierPlan {
+            name: tier.name.clone(),
+            path: tier.path.clone(),
+            budget_bytes: tier.budget_bytes,
+            reserve_bytes: tier.reserve.bytes_of(space.blocks() * space.fragment_size()),
+        })
+    };
+    settings.tiers.iter().map(plan).collect()
 }
 
 /// The engine's options of the settings.

@@ -117,3 +117,25 @@ fn files_are_found_by_path_and_by_walking() {
     namespace.close();
     volume.shut_down().unwrap();
 }
+
+/// R10: that the kernel forgot a new file before its first fsync must not make that fsync skip home.
+#[test]
+fn r10_forgetting_a_file_does_not_forget_what_its_fsync_owes() {
+    let base = tempfile::tempdir().unwrap();
+    server::create(base.path());
+    let (volume, namespace) = server::open(base.path());
+    let caller = heatfs::namespace::Caller { uid: 0, gid: 0, pid: 0 };
+    let root = heatfs::namespace::ROOT_INODE;
+    let inode = namespace.create(root, "file".as_ref(), caller, 0o600, 0).unwrap().node.inode;
+    namespace.release(inode, 1);
+    assert!(namespace.node(inode).is_err(), "it is forgotten");
+    let again = namespace.lookup(root, "file".as_ref()).unwrap();
+    assert!(namespace.is_home_pending(&again.node));
+    namespace.sync_home(&again.node).unwrap();
+    assert!(!namespace.is_home_pending(&again.node));
+    namespace.release(inode, 1);
+    let clean = namespace.lookup(root, "file".as_ref()).unwrap();
+    assert!(!namespace.is_home_pending(&clean.node));
+    namespace.release(inode, 1);
+    volume.shut_down().unwrap();
+}

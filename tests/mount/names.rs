@@ -43,6 +43,43 @@ fn directories_of_any_size_list_completely() {
     assert!(known < 100, "{known} nodes are still known after everything was removed and forgotten");
 }
 
+/// The kernel keeps far more inodes than a process may have descriptors: tens of thousands of tables are not rare.
+#[test]
+fn more_inodes_than_descriptors() {
+    let Some(mount) = Mount::start_with_descriptors(4700) else { return };
+    let name = |at: usize| mount.path(&format!("d{}/f{at}", at % 50));
+    for at in 0..50 {
+        fs::create_dir(mount.path(&format!("d{at}"))).unwrap();
+    }
+    for at in 0..3000 {
+        fs::write(name(at), format!("content {at}")).unwrap();
+    }
+    symlink("target", mount.path("link")).unwrap();
+    fs::create_dir(mount.path("inside")).unwrap();
+    let held: Vec<File> = (2900..3000).map(|at| File::open(name(at)).unwrap()).collect();
+    let inside = File::open(mount.path("inside")).unwrap();
+    for at in 2900..3000 {
+        fs::set_permissions(name(at), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::remove_file(name(at)).unwrap();
+    }
+    fs::remove_dir(mount.path("inside")).unwrap();
+    assert_eq!(inside.metadata().unwrap().nlink(), 0);
+    for at in 0..1000 {
+        fs::rename(name(at), name(at + 5000)).unwrap();
+    }
+    for (at, mut file) in held.into_iter().enumerate() {
+        let mut content = String::new();
+        file.read_to_string(&mut content).unwrap();
+        assert_eq!((content, file.metadata().unwrap().nlink()), (format!("content {}", at + 2900), 0));
+    }
+    for at in (1000..2900).chain(5000..6000) {
+        let original = if at < 5000 { at } else { at - 5000 };
+        assert_eq!(fs::read_to_string(name(at)).unwrap(), format!("content {original}"));
+        assert_eq!(fs::metadata(name(at)).unwrap().nlink(), 1);
+    }
+    assert_eq!(fs::read_link(mount.path("link")).unwrap(), Path::new("target"));
+}
+
 #[test]
 fn every_kind_of_inode() {
     let Some(mount) = Mount::start() else { return };

@@ -57,6 +57,24 @@ fn files_belong_to_who_made_them() {
     assert_eq!((shown.uid(), shown.gid()), (1234, 2345));
 }
 
+/// A user that every system has a name for, which the setuid program asks for.
+const NOBODY: u32 = 65534;
+
+/// R29: without root there are no other owners and no other users, and everything else works.
+#[test]
+fn r29_an_ordinary_user_can_serve_his_own_files() {
+    let Some(mut mount) = Mount::start_as(NOBODY) else { return };
+    let line = |what: &str| format!("set -e; cd {}; {what}", mount.path("").display());
+    let work = "umask 027; echo first > file; echo second >> file; mkdir directory; mv file directory/moved; \
+                ln directory/moved linked; chmod 600 linked; truncate -s 100000 linked; sync linked; \
+                umask 0777; echo x > closed; chmod 600 closed; grep -q x closed; rm closed; \
+                test $(stat -c %h:%s:%a:%u linked) = 2:100000:600:65534; ! chown 0 linked 2> /dev/null";
+    assert!(run_as(NOBODY, NOBODY, "", &line(work)), "{}", mount.log());
+    assert!(!run_as(4321, 4321, "", &line("true")), "nobody else may enter");
+    mount.unmount();
+    assert_eq!(fs::metadata(mount.behind("tree/linked")).unwrap().uid(), NOBODY);
+}
+
 #[test]
 fn setgid_directories_hand_their_group_down() {
     let Some(mount) = Mount::start() else { return };

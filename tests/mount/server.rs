@@ -5,12 +5,17 @@ use heatfs::device::real::RealDevice;
 use heatfs::namespace::Namespace;
 use heatfs::volume::{Options, Tier, Volume};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use uuid::Uuid;
 
 const DIRECTORY: &str = "HEATFS_TEST_SERVE";
+/// How many descriptors the server may have.
+const DESCRIPTORS: &str = "HEATFS_TEST_DESCRIPTORS";
+/// The ordinary user that the server runs as.
+const USER: &str = "HEATFS_TEST_USER";
 
 pub fn tiers(base: &Path) -> Vec<Tier> {
     let tier = |name: &str| Tier {
@@ -51,6 +56,9 @@ pub fn open(base: &Path) -> (Arc<Volume>, Arc<Namespace>) {
 pub fn serve() {
     let Some(base) = std::env::var_os(DIRECTORY).map(PathBuf::from) else { return };
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    if let Some(limit) = std::env::var(DESCRIPTORS).ok().and_then(|limit| limit.parse().ok()) {
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, limit, limit).unwrap();
+    }
     if !base.join("fast").exists() {
         create(&base);
     }
@@ -92,16 +100,38 @@ pub struct Mount {
 impl Mount {
     /// None, after saying why, where no mount can be made.
     pub fn start() -> Option<Mount> {
+        Mount::start_with(&[])
+    }
+
+    /// With this limit on the server's descriptors.
+    pub fn start_with_descriptors(limit: u64) -> Option<Mount> {
+        Mount::start_with(&[(DESCRIPTORS, limit.to_string())])
+    }
+
+    /// Served by an ordinary user, through the setuid program of the fuse3 package. Nobody else may enter, root included.
+    pub fn start_as(uid: u32) -> Option<Mount> {
+        use std::os::unix::fs::PermissionsExt;
+        let opens = |path: &str| std::fs::metadata(path).is_ok_and(|shown| shown.permissions().mode() & 0o006 == 0o006);
+        if !opens("/dev/fuse") {
+            eprintln!("NOT RUN: needs a /dev/fuse that ordinary users may open");
+            return None;
+        }
+        Mount::start_with(&[(USER, uid.to_string())])
+    }
+
+    fn start_with(environment: &[(&str, String)]) -> Option<Mount> {
         if !nix::unistd::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
             eprintln!("NOT RUN: needs root and /dev/fuse");
             return None;
         }
         let base = tempfile::tempdir().unwrap();
         open_to_all(base.path());
-        let (child, to, from) = spawn(base.path());
+        let (child, to, from) = spawn(base.path(), environment);
         let mut mount = Mount { base, child, to: Some(to), from };
         assert_eq!(mount.answer(), "mounted", "{}", mount.log());
-        open_to_all(&mount.path(""));
+        if environment.iter().all(|(name, _)| *name != USER) {
+            open_to_all(&mount.path(""));
+        }
         Some(mount)
     }
 
@@ -153,7 +183,7 @@ impl Mount {
     }
 
     pub fn restart(&mut self) {
-        let (child, to, from) = spawn(self.base.path());
+        let (child, to, from) = spawn(self.base.path(), &[]);
         (self.child, self.to, self.from) = (child, Some(to), from);
         assert_eq!(self.answer(), "mounted", "{}", self.log());
     }
@@ -175,11 +205,17 @@ impl Drop for Mount {
     }
 }
 
-fn spawn(base: &Path) -> (Child, ChildStdin, BufReader<ChildStdout>) {
+fn spawn(base: &Path, environment: &[(&str, String)]) -> (Child, ChildStdin, BufReader<ChildStdout>) {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(base.join("log.txt")).unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    if let Some((_, uid)) = environment.iter().find(|(name, _)| *name == USER) {
+        let uid = uid.parse().unwrap();
+        command.uid(uid).gid(uid);
+    }
+    let mut child = command
         .args(["--exact", "serve", "--nocapture", "--test-threads=1"])
         .env(DIRECTORY, base)
+        .envs(environment.iter().cloned())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(log)
