@@ -4,6 +4,7 @@
 
 mod adopt;
 mod args;
+mod check;
 mod heat;
 mod online;
 mod out;
@@ -104,7 +105,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Man { dir } => write_man_pages(&dir),
         Command::Adopt(request) => adopt::run(&request, as_json),
         Command::Release(request) => release::run(&volume, &request, as_json),
-        Command::Check { .. } | Command::Dump { .. } => anyhow::bail!("not yet"),
+        Command::Check { deep } => check::run(&volume, deep, as_json),
+        Command::Dump { .. } => anyhow::bail!("not yet"),
     }
 }
 
