@@ -44,7 +44,8 @@ fn describe(reply: &CheckReply, damages: usize) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{severity}  {path}{}", finding.what);
     }
-    let _ = writeln!(text, "{} files checked: {damages} damaged, {} notices", reply.files, reply.findings.len() - damages);
+    let _ =
+        writeln!(text, "{} files checked: {damages} damaged, {} notices", reply.files, reply.findings.len() - damages);
     text
 }
 
@@ -57,7 +58,8 @@ mod tests {
     fn damage_is_an_error() {
         let clean = CheckReply { files: 3, findings: vec![] };
         assert!(describe(&clean, 0).contains("3 files checked: 0 damaged"));
-        let finding = CheckFinding { severity: Severity::Damage, path: Some("base/1".into()), what: "its image is gone".into() };
+        let finding =
+            CheckFinding { severity: Severity::Damage, path: Some("base/1".into()), what: "its image is gone".into() };
         let damaged = CheckReply { files: 3, findings: vec![finding] };
         assert!(describe(&damaged, 1).starts_with("damage  base/1: its image is gone"));
         assert!(report(&damaged, true).is_err());

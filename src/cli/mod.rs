@@ -76,8 +76,12 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
         return if shown && !error.use_stderr() { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
     }
     let text = error.to_string();
-    let complaint: Vec<&str> =
-        text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:")).filter(|line| !line.is_empty()).collect();
+    let complaint: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"))
+        .filter(|line| !line.is_empty())
+        .collect();
     let line = complaint.join(" ");
     eprintln!("heatfs: {}", line.strip_prefix("error: ").unwrap_or(&line));
     ExitCode::from(USAGE)

@@ -71,7 +71,9 @@ impl StatusReply {
     pub fn judge(volume: &VolumeStatus, untrusted_files: u64) -> (Health, Vec<String>) {
         let mut reasons = volume.degraded.clone();
         if untrusted_files > 0 {
-            reasons.push(format!("{untrusted_files} files cannot be trusted (see the daemon's log); reading them gives EIO"));
+            reasons.push(format!(
+                "{untrusted_files} files cannot be trusted (see the daemon's log); reading them gives EIO"
+            ));
         }
         match &volume.read_only {
             Some(why) => {

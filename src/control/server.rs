@@ -5,13 +5,13 @@
 
 use super::check;
 use super::errands::Errands;
+use super::metrics;
 use super::placement;
 use super::protocol::{
-    self, CheckRequest, DoneReply, ErrorReply, ExplainQuery, ExplainReply, HeatQuery, HeatReply, JobReply, PinRequest, StatusReply,
-    StopRequest, TiersReply, TopReply,
+    self, CheckRequest, DoneReply, ErrorReply, ExplainQuery, ExplainReply, HeatQuery, HeatReply, JobReply, PinRequest,
+    StatusReply, StopRequest, TiersReply, TopReply,
 };
 use super::socket::Socket;
-use super::metrics;
 use crate::daemon::{Control, Served};
 use crate::error::{Error, Result};
 use axum::Router;
@@ -180,7 +180,9 @@ async fn blocking<Reply: Send + 'static>(
 ) -> std::result::Result<Reply, Failure> {
     match tokio::task::spawn_blocking(move || call(&context)).await {
         Ok(outcome) => Ok(outcome?),
-        Err(_) => Err(Failure(StatusCode::INTERNAL_SERVER_ERROR, "the request failed within (see the daemon's log)".into())),
+        Err(_) => {
+            Err(Failure(StatusCode::INTERNAL_SERVER_ERROR, "the request failed within (see the daemon's log)".into()))
+        }
     }
 }
 
@@ -280,7 +282,8 @@ async fn settle(State(context): State<Context>) -> Answer<JobReply> {
     let reply = blocking(context, |context| {
         let (asked, worked) = (Arc::clone(&context.served.volume), Arc::clone(&context.served.volume));
         let remaining = Box::new(move || asked.status().log.live_bytes);
-        let work = Box::new(move || worked.coalesce_all(&mut |_, _| {}).and_then(|()| worked.checkpoint()).map(|()| None));
+        let work =
+            Box::new(move || worked.coalesce_all(&mut |_, _| {}).and_then(|()| worked.checkpoint()).map(|()| None));
         context.errands.start("settle", remaining, work)
     });
     reply.await.map(Json)
