@@ -41,7 +41,7 @@ mod threads;
 pub use blockmap::{Home, Place};
 pub use file::File;
 pub use inspect::{Finding, Severity};
-pub use open::Recovery;
+pub use open::{Recovery, Run};
 pub use resize::Seek;
 pub use state::Meta;
 pub use status::{Counters, LogStatus, TierStatus, VolumeStatus};

@@ -3,7 +3,7 @@
 //! Replay applies the records from the redo point on, in order, to the overlay: no byte is copied. Base and map may already
 //! contain some of them; applying them again gives the same bytes, since the log holds every later record of the same range too.
 
-use super::blockmap::{Home, Place};
+use super::blockmap::{BlockMap, Home, Place};
 use super::overlay::{Extent, Source};
 use super::resize::Promises;
 use super::space::{Held, SpaceBook};
@@ -12,7 +12,7 @@ use super::{File, Options, Tier, Volume, readers, status, threads};
 use crate::error::{Error, Result};
 use crate::log::{self, Geometry, Log, RedoPoint};
 use crate::ondisk::group::{FIXED_LEN, GroupHeader, RECORD_LEN, RecordHeader, RecordKind};
-use crate::ondisk::rows::MAP_CHUNK_BLOCKS;
+use crate::ondisk::rows::{FileRow, MAP_CHUNK_BLOCKS};
 use crate::tier::objects::Objects;
 use crate::units::{BlockNo, FileId, Lsn, PAGE_BYTES, TierId, WallNs};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -345,17 +345,28 @@ impl Volume {
         self.meta.lock().clone()
     }
 
-    /// Blocks and tiers of a file, as runs: (first block, blocks, tier or None for a hole, tier with a clean copy).
-    pub fn block_map(&self, file: &File) -> Vec<(BlockNo, u64, Option<TierId>, Option<TierId>)> {
-        let mut runs: Vec<(BlockNo, u64, Option<TierId>, Option<TierId>)> = Vec::new();
-        for (block, place) in file.read().map.iter() {
-            let (tier, copy) = (place.tier(), place.copy);
-            match runs.last_mut() {
-                Some((first, count, t, c)) if first.0 + *count == block.0 && *t == tier && *c == copy => *count += 1,
-                _ => runs.push((block, 1, tier, copy)),
-            }
+    /// Blocks and tiers of a file, as runs.
+    pub fn block_map(&self, file: &File) -> Vec<Run> {
+        runs_of(&file.read().map)
+    }
+
+    /// What durable state says of one file, without opening the volume, which nobody may have open.
+    pub fn peek_file(fastest: &Tier, id: FileId) -> Result<Option<(FileRow, Vec<Run>)>> {
+        let (state, _) = State::open(&fastest.device)?;
+        let Some((row, chunks)) = state.file(id)? else { return Ok(None) };
+        let mut map = BlockMap::default();
+        for (index, bytes) in chunks {
+            map.load_chunk(index, &bytes);
         }
-        runs
+        Ok(Some((row, runs_of(&map))))
+    }
+
+    /// All files in durable state, without opening the volume, which nobody may have open.
+    pub fn peek_files(fastest: &Tier) -> Result<Vec<(FileId, FileRow)>> {
+        let (state, _) = State::open(&fastest.device)?;
+        let row = |id| Ok(state.file(id)?.map(|(row, _)| (id, row)));
+        let rows: Result<Vec<_>> = state.file_ids()?.into_iter().map(row).collect();
+        Ok(rows?.into_iter().flatten().collect())
     }
 
     /// Blocks that one row of the stored map covers; for messages and tests.
@@ -366,4 +377,19 @@ impl Volume {
     pub(super) fn held_bytes(&self, tier: TierId, held: Held) -> u64 {
         self.space.count(tier, held) * self.block_bytes()
     }
+}
+
+/// Some blocks in a row that lie alike: first block, blocks, tier or None for a hole, tier with a clean copy.
+pub type Run = (BlockNo, u64, Option<TierId>, Option<TierId>);
+
+fn runs_of(map: &BlockMap) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (block, place) in map.iter() {
+        let (tier, copy) = (place.tier(), place.copy);
+        match runs.last_mut() {
+            Some((first, count, t, c)) if first.0 + *count == block.0 && *t == tier && *c == copy => *count += 1,
+            _ => runs.push((block, 1, tier, copy)),
+        }
+    }
+    runs
 }

@@ -31,10 +31,10 @@ struct PinsOnDisk {
 }
 
 /// Tier names by pinned file.
-pub(super) type Pins = BTreeMap<FileId, String>;
+pub(in crate::jobs) type Pins = BTreeMap<FileId, String>;
 
 /// Reads the pins; none when there is no file. `Corrupt` when it is not as it was written.
-pub(super) fn load(device: &dyn Device) -> Result<Pins> {
+pub(in crate::jobs) fn load(device: &dyn Device) -> Result<Pins> {
     let path = || format!("{}/{PINS_FILE}", device.path());
     let fail = |action| move |source| Error::io(action, path(), source);
     if !device.exists(PINS_FILE).map_err(fail("look up"))? {
