@@ -5,6 +5,7 @@
 mod adopt;
 mod args;
 mod check;
+mod dump;
 mod heat;
 mod online;
 mod out;
@@ -110,7 +111,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Adopt(request) => adopt::run(&request, as_json),
         Command::Release(request) => release::run(&volume, &request, as_json),
         Command::Check { deep } => check::run(&volume, deep, as_json),
-        Command::Dump { .. } => anyhow::bail!("not yet"),
+        Command::Dump { what } => dump::run(&volume, &what),
     }
 }
 

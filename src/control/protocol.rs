@@ -3,7 +3,7 @@
 //! Answers with a status other than 200 carry an [`ErrorReply`]. Sizes are bytes; fields say their unit otherwise.
 
 use crate::jobs::migrate::{Explanation, HeatRange, MoverStatus};
-use crate::volume::{Counters, LogStatus, Severity, TierStatus, VolumeStatus};
+use crate::volume::{Counters, LogStatus, TierStatus, VolumeStatus};
 use serde::{Deserialize, Serialize};
 
 pub const STATUS: &str = "/v1/status";
@@ -166,27 +166,13 @@ pub struct PinRequest {
     pub tier: Option<String>,
 }
 
+/// Starts an errand whose result is a [`crate::jobs::check::CheckReport`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckRequest {
     /// Also read every block and every live record.
     #[serde(default)]
     pub deep: bool,
-}
-
-/// The result of the errand that a [`CheckRequest`] starts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct CheckReply {
-    pub files: u64,
-    pub findings: Vec<CheckFinding>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CheckFinding {
-    pub severity: Severity,
-    /// The file concerned, relative to the mount, where it is one with a name.
-    pub path: Option<String>,
-    pub what: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

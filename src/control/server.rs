@@ -3,7 +3,6 @@
 //! Who may: root, the daemon's own user, and the group of the socket file; the kernel checks the last by the socket's mode. Each request that
 //! changes something is logged with its sender.
 
-use super::check;
 use super::errands::Errands;
 use super::metrics;
 use super::placement;
@@ -14,6 +13,7 @@ use super::protocol::{
 use super::socket::Socket;
 use crate::daemon::{Control, Served};
 use crate::error::{Error, Result};
+use crate::jobs::check::examine;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::connect_info::Connected;
@@ -270,8 +270,9 @@ async fn check(State(context): State<Context>, bytes: Bytes) -> Answer<JobReply>
     let reply = blocking(context, move |context| {
         let served = Arc::clone(&context.served);
         let work = Box::new(move || {
-            let reply = check::run(&served, request.deep)?;
-            serde_json::to_value(reply).map(Some).map_err(|error| Error::Invalid(format!("findings: {error}")))
+            let home = served.settings.tiers[0].path.join("home");
+            let report = examine(&served.volume, &home, request.deep)?;
+            serde_json::to_value(report).map(Some).map_err(|error| Error::Invalid(format!("findings: {error}")))
         });
         context.errands.start("check", Box::new(|| 0), work)
     });
