@@ -153,7 +153,8 @@ fn what_was_promoted_sinks_again_for_free() {
             house.heat_up(&file, hot, times);
             house.mover.run_plan(PLAN_TIME);
         }
-        assert!(hot.iter().filter(|block| house.tier_of(&file, **block) != Some(2)).count() > 120);
+        let risen = hot.iter().filter(|block| house.tier_of(&file, **block) != Some(2)).count();
+        assert!(risen > 120, "{risen} of {} rose: {:?} {:?}", hot.len(), house.mover.status(), house.volume.status());
     }
     let flips = house.volume.status().counters.demoted_by_flip_blocks;
     assert!(flips > 60, "blocks with a copy on the slow tier go back without copying: {flips}");
