@@ -131,7 +131,10 @@ fn hot_blocks_rise_cold_ones_sink_and_explain_says_why() {
     assert_eq!(told.tier.as_deref(), Some("nvme"));
     assert!(told.temperature > 0.9 && told.heat > 1.0, "{told:?}");
     let last = told.history.last().unwrap();
-    assert!(last.outcome == Outcome::Moved && matches!(last.reason, Reason::Hotter { .. } | Reason::Room { .. }), "{last:?}");
+    assert!(
+        last.outcome == Outcome::Moved && matches!(last.reason, Reason::Hotter { .. } | Reason::Room { .. }),
+        "{last:?}"
+    );
     assert!(told.why.contains("to nvme: "), "{}", told.why);
     let map = house.mover.heat_map(file.id(), 10).unwrap();
     assert_eq!(map.ranges.len(), 10);
