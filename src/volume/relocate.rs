@@ -137,8 +137,11 @@ impl Volume {
         Ok(dropped)
     }
 
-    /// Brings every block of a file to one tier, coalesced, for `release`. The volume must not be serving. `progress` hears blocks moved.
+    /// Brings every block of a file to one tier, coalesced, for `release`: budgets no longer count, only the room that the backing
+    /// filesystem has. The volume must not be serving. `progress` hears blocks moved.
     pub fn gather(&self, file: &Arc<File>, to: TierId, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        self.space.lift_budgets();
+        self.refresh_budgets()?;
         for attempt in 0..3 {
             let away: Vec<BlockNo> = file
                 .read()
