@@ -242,7 +242,13 @@ impl Recorder {
     }
 
     /// Runs `action` on the counters of each block of a range, with the block's index in its chunk.
-    fn with_blocks(&self, file: FileId, first: BlockNo, last: BlockNo, mut action: impl FnMut(&mut Chunk, usize, BlockNo)) {
+    fn with_blocks(
+        &self,
+        file: FileId,
+        first: BlockNo,
+        last: BlockNo,
+        mut action: impl FnMut(&mut Chunk, usize, BlockNo),
+    ) {
         let mut block = first.0;
         while block <= last.0 {
             let number = block / CHUNK_BLOCKS_U64;
@@ -369,7 +375,9 @@ impl AccessObserver for Recorder {
         self.counted_writes.fetch_add(1, Ordering::Relaxed);
         let block_bytes = u64::from(self.settings.block_bytes.max(1));
         let last = offset.saturating_add(u64::from(len) - 1) / block_bytes;
-        self.with_blocks(file, BlockNo(offset / block_bytes), BlockNo(last), |chunk, index, _| chunk.count_write(index));
+        self.with_blocks(file, BlockNo(offset / block_bytes), BlockNo(last), |chunk, index, _| {
+            chunk.count_write(index)
+        });
     }
 
     fn on_file_gone(&self, file: FileId) {
