@@ -64,6 +64,9 @@ pub(super) enum Command {
     Heat {
         /// A file or directory on the mount; without it the whole volume.
         path: Option<PathBuf>,
+        /// Show at most so many files, hottest first.
+        #[arg(long, value_name = "N")]
+        files: Option<usize>,
     },
     /// Where a block is, why, and what was decided about it.
     Explain {
@@ -87,9 +90,13 @@ pub(super) enum Command {
     /// Give the directory back as plain files at its old path. The daemon must be stopped.
     ///
     /// An interrupted release is finished by the same command.
-    Release,
+    Release(Release),
     /// Check every structure: of a running volume through its daemon, else on disk.
-    Check,
+    Check {
+        /// Also read every block and every record, and verify what has a checksum.
+        #[arg(long)]
+        deep: bool,
+    },
     /// Print an on-disk object readably.
     Dump {
         /// What to print.
@@ -108,9 +115,12 @@ pub(super) struct Adopt {
     /// A tier, fastest first; repeat for each.
     #[arg(long = "tier", required = true, value_name = "NAME=PATH", value_parser = named_path)]
     pub(super) tiers: Vec<(String, PathBuf)>,
-    /// The tier that shares the directory's filesystem and receives its files [default: found out].
+    /// The tier that keeps names and attributes: the fastest, which is the default.
     #[arg(long, value_name = "NAME")]
     pub(super) home: Option<String>,
+    /// The tier that the files come to lie on, on the directory's own filesystem [default: the fastest such tier that they fit].
+    #[arg(long, value_name = "NAME")]
+    pub(super) origin: Option<String>,
     /// The volume's name [default: the directory's].
     #[arg(long)]
     pub(super) name: Option<String>,
@@ -129,6 +139,19 @@ pub(super) struct Adopt {
     /// Upper limit of what is stored on a tier; repeat for each.
     #[arg(long = "budget", value_name = "NAME=SIZE", value_parser = named_size)]
     pub(super) budgets: Vec<(String, u64)>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Release {
+    /// Where the files go, if not to the directory that they were adopted from.
+    #[arg(long, value_name = "DIR")]
+    pub(super) to: Option<PathBuf>,
+    /// The tier to gather the files on, on the directory's own filesystem [default: the one they came from].
+    #[arg(long, value_name = "NAME")]
+    pub(super) origin: Option<String>,
+    /// Go on in spite of files that cannot be trusted; they are given back as home has them.
+    #[arg(long)]
+    pub(super) accept_untrusted: bool,
 }
 
 fn named_path(text: &str) -> Result<(String, PathBuf), String> {

@@ -2,6 +2,7 @@
 
 use crate::control::client::Client;
 use crate::control::protocol::{self, JobReply, JobState};
+use crate::jobs::{Progress, Watch};
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Duration;
@@ -32,5 +33,43 @@ pub(super) fn follow(client: &Client, mut job: JobReply) -> Result<JobReply> {
     match &job.error {
         Some(error) => bail!("{}: {error}", job.kind),
         None => Ok(job),
+    }
+}
+
+/// Shows an offline job: a line for each part, a bar where there is something to count.
+pub(super) struct Follower {
+    bar: ProgressBar,
+}
+
+impl Follower {
+    pub(super) fn new(what: &str) -> Follower {
+        Follower { bar: bytes_bar(what) }
+    }
+
+    pub(super) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Watch for Follower {
+    fn begin(&mut self, what: &str) {
+        self.bar.set_message(what.to_owned());
+        self.bar.reset();
+    }
+
+    fn progress(&mut self, progress: Progress) {
+        // Jobs that copy nothing count files.
+        let (done, total) = match progress.bytes {
+            0 => (progress.files_done, progress.files),
+            bytes => (progress.bytes_done, bytes),
+        };
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }

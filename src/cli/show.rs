@@ -3,22 +3,23 @@
 use crate::control::protocol::StatusReply;
 use crate::daemon::quantity::{rounded_bytes, show_span};
 use crate::volume::{Counters, TierStatus};
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{CellAlignment, Table};
+use comfy_table::{CellAlignment, Table, TableStyle};
 use std::fmt::Write;
 use std::time::Duration;
 
-/// A table whose columns after the first are aligned right.
+/// A table without rules; columns after the first are numbers and aligned right, but for the last if it is `path`.
 pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header.to_vec());
+    table.load_style(TableStyle::new()).set_header(header.to_vec());
     for row in rows {
         table.add_row(row);
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
+    for (column, name) in table.column_iter_mut().zip(header).skip(1) {
+        if *name != "path" {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
-    format!("{table}\n")
+    format!("{}\n", table.trim_fmt())
 }
 
 /// `part` of `whole` in percent, with one decimal; a dash when there is no whole.

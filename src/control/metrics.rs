@@ -16,6 +16,7 @@ type Level = Gauge<f64, AtomicU64>;
 pub fn text(status: &StatusReply) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("heatfs");
     health(&mut registry, status);
+    mover(&mut registry, status);
     tiers(&mut registry, status);
     log(&mut registry, status);
     counters(&mut registry, status);
@@ -86,6 +87,23 @@ fn tiers(registry: &mut Registry, status: &StatusReply) {
     registry.register("base_write_bytes", "Bytes written to a tier's device", per_tier(&counters.base_write_bytes));
 }
 
+fn mover(registry: &mut Registry, status: &StatusReply) {
+    let mover = &status.mover;
+    for (name, help, value) in [
+        ("mover_plans", "Plans of placement", u64::from(mover.plans)),
+        ("mover_moved_blocks", "Blocks moved between tiers", mover.moved_blocks),
+        ("mover_moved_bytes", "Bytes moved between tiers", mover.moved_bytes),
+        ("mover_refused_moves", "Moves given up because the block was written meanwhile or had no room", mover.refused_moves),
+        ("mover_failed_moves", "Moves that failed", mover.failed_moves),
+        ("mover_fast_lane_moves", "Blocks promoted between plans", mover.fast_lane_moves),
+        ("mover_paused_microseconds", "Time the mover waited because commits were slow", mover.paused_us),
+    ] {
+        count(registry, name, help, value);
+    }
+    level(registry, "pinned_files", "Files pinned to a tier", mover.pinned_files);
+    level(registry, "heat_memory_bytes", "Memory of the counters of heat", mover.recorder.memory_bytes);
+}
+
 fn log(registry: &mut Registry, status: &StatusReply) {
     let log = &status.volume.log;
     level(registry, "log_size_bytes", "Size of the write log", log.size_bytes);
@@ -123,6 +141,7 @@ fn counters(registry: &mut Registry, status: &StatusReply) {
 mod tests {
     use super::text;
     use crate::control::protocol::{Health, StatusReply};
+    use crate::jobs::migrate::MoverStatus;
     use crate::volume::{Counters, LogStatus, TierStatus, VolumeStatus};
 
     #[test]
@@ -147,6 +166,7 @@ mod tests {
             nodes: 0,
             untrusted_files: 0,
             volume,
+            mover: MoverStatus::default(),
         };
         let text = text(&status).expect("encoded");
         for line in [

@@ -2,12 +2,18 @@
 //!
 //! Answers with a status other than 200 carry an [`ErrorReply`]. Sizes are bytes; fields say their unit otherwise.
 
-use crate::volume::{Counters, LogStatus, TierStatus, VolumeStatus};
+use crate::jobs::migrate::{Explanation, HeatRange, MoverStatus};
+use crate::volume::{Counters, LogStatus, Severity, TierStatus, VolumeStatus};
 use serde::{Deserialize, Serialize};
 
 pub const STATUS: &str = "/v1/status";
 pub const TIERS: &str = "/v1/tiers";
 pub const TOP: &str = "/v1/top";
+pub const HEAT: &str = "/v1/heat";
+pub const EXPLAIN: &str = "/v1/explain";
+pub const PIN: &str = "/v1/pin";
+pub const UNPIN: &str = "/v1/unpin";
+pub const CHECK: &str = "/v1/check";
 pub const SETTLE: &str = "/v1/settle";
 pub const CHECKPOINT: &str = "/v1/checkpoint";
 pub const STOP: &str = "/v1/stop";
@@ -57,6 +63,7 @@ pub struct StatusReply {
     /// Files whose identity or content cannot be trusted, met since the mount.
     pub untrusted_files: u64,
     pub volume: VolumeStatus,
+    pub mover: MoverStatus,
 }
 
 impl StatusReply {
@@ -90,6 +97,94 @@ pub struct TopReply {
     pub counters: Counters,
     pub tiers: Vec<TierStatus>,
     pub log: LogStatus,
+}
+
+/// `/v1/heat?path=P`: a file, the files of a directory, or without a path the whole volume. Paths are absolute below the mount, or relative to it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeatQuery {
+    #[serde(default)]
+    pub path: String,
+    /// At most so many files, hottest first.
+    pub files: Option<usize>,
+    /// Stretches that each file is divided into.
+    pub stretches: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HeatReply {
+    /// Names of the tiers, fastest first.
+    pub tiers: Vec<String>,
+    pub block_bytes: u32,
+    pub epoch_s: u64,
+    /// Hottest first.
+    pub files: Vec<HeatFile>,
+    /// Files that were left out.
+    pub more_files: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HeatFile {
+    /// Relative to the mount.
+    pub path: String,
+    pub blocks: u64,
+    /// Predicted accesses per epoch, of all blocks together.
+    pub heat: f64,
+    pub ranges: Vec<HeatRange>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainQuery {
+    pub path: String,
+    /// In bytes.
+    #[serde(default)]
+    pub offset: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExplainReply {
+    /// Relative to the mount.
+    pub path: String,
+    pub offset: u64,
+    pub size_bytes: u64,
+    pub block_bytes: u64,
+    /// Names of the tiers, fastest first: what the ids in the history stand for.
+    pub tiers: Vec<String>,
+    pub explanation: Explanation,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PinRequest {
+    /// A file or a directory.
+    pub path: String,
+    /// None: the fastest tier. Not allowed when unpinning.
+    #[serde(default)]
+    pub tier: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckRequest {
+    /// Also read every block and every live record.
+    #[serde(default)]
+    pub deep: bool,
+}
+
+/// The result of the errand that a [`CheckRequest`] starts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CheckReply {
+    pub files: u64,
+    pub findings: Vec<CheckFinding>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckFinding {
+    pub severity: Severity,
+    /// The file concerned, relative to the mount, where it is one with a name.
+    pub path: Option<String>,
+    pub what: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +228,7 @@ pub struct DoneReply {
 #[cfg(test)]
 mod tests {
     use super::{ErrorReply, Health, JobReply, JobState, StatusReply, StopRequest};
+    use crate::jobs::migrate::MoverStatus;
     use crate::volume::VolumeStatus;
 
     #[test]
@@ -177,6 +273,7 @@ mod tests {
             nodes: 3,
             untrusted_files: 0,
             volume: VolumeStatus::default(),
+            mover: MoverStatus::default(),
         };
         let value = serde_json::to_value(&status).expect("encodes");
         let back: StatusReply = serde_json::from_value(value.clone()).expect("decodes");

@@ -3,8 +3,13 @@
 //! Who may: root, the daemon's own user, and the group of the socket file; the kernel checks the last by the socket's mode. Each request that
 //! changes something is logged with its sender.
 
+use super::check;
 use super::errands::Errands;
-use super::protocol::{self, DoneReply, ErrorReply, JobReply, StatusReply, StopRequest, TiersReply, TopReply};
+use super::placement;
+use super::protocol::{
+    self, CheckRequest, DoneReply, ErrorReply, ExplainQuery, ExplainReply, HeatQuery, HeatReply, JobReply, PinRequest, StatusReply,
+    StopRequest, TiersReply, TopReply,
+};
 use super::socket::Socket;
 use super::metrics;
 use crate::daemon::{Control, Served};
@@ -12,7 +17,8 @@ use crate::error::{Error, Result};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Json, Response};
@@ -97,6 +103,11 @@ fn router(context: Context) -> Router {
         .route(protocol::STATUS, get(status))
         .route(protocol::TIERS, get(tiers))
         .route(protocol::TOP, get(top))
+        .route(protocol::HEAT, get(heat))
+        .route(protocol::EXPLAIN, get(explain))
+        .route(protocol::PIN, post(pin))
+        .route(protocol::UNPIN, post(unpin))
+        .route(protocol::CHECK, post(check))
         .route(protocol::SETTLE, post(settle))
         .route(protocol::CHECKPOINT, post(checkpoint))
         .route(protocol::STOP, post(stop))
@@ -204,6 +215,7 @@ fn status_of(served: &Served) -> StatusReply {
         nodes: namespace.nodes,
         untrusted_files: namespace.untrusted_files,
         volume,
+        mover: served.mover.status(),
     }
 }
 
@@ -220,6 +232,46 @@ async fn top(State(context): State<Context>) -> Answer<TopReply> {
         let status = context.served.volume.status();
         let uptime_us = u64::try_from(context.served.uptime().as_micros()).unwrap_or(u64::MAX);
         Ok(TopReply { uptime_us, counters: status.counters, tiers: status.tiers, log: status.log })
+    });
+    reply.await.map(Json)
+}
+
+/// A query's parameters; what is wrong with them is said in one line.
+type Parameters<T> = std::result::Result<Query<T>, QueryRejection>;
+
+fn parameters<T>(query: Parameters<T>) -> std::result::Result<T, Failure> {
+    query.map(|Query(parameters)| parameters).map_err(|error| Failure(StatusCode::BAD_REQUEST, error.body_text()))
+}
+
+async fn heat(State(context): State<Context>, query: Parameters<HeatQuery>) -> Answer<HeatReply> {
+    let query = parameters(query)?;
+    blocking(context, move |context| placement::heat(&context.served, &query)).await.map(Json)
+}
+
+async fn explain(State(context): State<Context>, query: Parameters<ExplainQuery>) -> Answer<ExplainReply> {
+    let query = parameters(query)?;
+    blocking(context, move |context| placement::explain(&context.served, &query)).await.map(Json)
+}
+
+async fn pin(State(context): State<Context>, bytes: Bytes) -> Answer<DoneReply> {
+    let request: PinRequest = body(&bytes)?;
+    blocking(context, move |context| placement::pin(&context.served, &request)).await.map(Json)
+}
+
+async fn unpin(State(context): State<Context>, bytes: Bytes) -> Answer<DoneReply> {
+    let request: PinRequest = body(&bytes)?;
+    blocking(context, move |context| placement::unpin(&context.served, &request)).await.map(Json)
+}
+
+async fn check(State(context): State<Context>, bytes: Bytes) -> Answer<JobReply> {
+    let request: CheckRequest = body(&bytes)?;
+    let reply = blocking(context, move |context| {
+        let served = Arc::clone(&context.served);
+        let work = Box::new(move || {
+            let reply = check::run(&served, request.deep)?;
+            serde_json::to_value(reply).map(Some).map_err(|error| Error::Invalid(format!("findings: {error}")))
+        });
+        context.errands.start("check", Box::new(|| 0), work)
     });
     reply.await.map(Json)
 }

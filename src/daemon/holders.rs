@@ -49,9 +49,10 @@ pub fn mount_at(point: &Path) -> Result<Option<Mount>> {
     Ok(parse_mounts(&text).into_iter().rfind(|mount| mount.point == point))
 }
 
-/// Does the mount answer? A FUSE mount whose daemon is gone says ENOTCONN.
+/// Is the daemon behind a FUSE mount gone? Asked by statfs, because the kernel answers stat from attributes that it
+/// keeps for an hour.
 pub fn is_dead(point: &Path) -> bool {
-    point.metadata().is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    nix::sys::statvfs::statvfs(point) == Err(nix::errno::Errno::ENOTCONN)
 }
 
 /// All processes but this one that hold the mount, by pid. Processes that we may not look into are left out.

@@ -10,17 +10,18 @@ use super::service::{Notice, notify};
 use super::quantity::exact_bytes;
 use super::settings::Settings;
 use super::watchdog::Watchdog;
-use super::{Control, mountpoint, process, signals};
+use super::{Control, glob, mountpoint, process, signals};
 use crate::error::{Error, Result};
 use crate::fuse;
 use crate::heat::{HeatSettings, Recorder};
+use crate::jobs::TierPlan;
 use crate::jobs::migrate::{Mover, MoverSettings};
 use crate::namespace::Namespace;
 use crate::policy::placement::PlacementSettings;
 use crate::tier::identity::{self, Locks, Place, VolumeIdentity};
 use crate::volume::{self, Volume};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,9 +38,7 @@ pub fn run(settings: Settings, start_control: StartControl) -> Result<()> {
     signals::watch(events_in.clone())?;
     process::prepare();
     let point = settings.mount_path();
-    mountpoint::clear(&point)?;
-
-    let (places, locks, id) = claim_tiers(&settings)?;
+    let (places, locks, id) = claim_tiers(&settings, &point)?;
     let volume = open_volume(&settings, &places)?;
     let mover = open_mover(&settings, &volume, &places, &id)?;
     let home = settings.tiers[0].path.join("home");
@@ -61,13 +60,15 @@ pub fn run(settings: Settings, start_control: StartControl) -> Result<()> {
     ended.and(stopped)
 }
 
-/// Verifies the tiers, takes their locks, and begins a run on them.
-fn claim_tiers(settings: &Settings) -> Result<(Vec<Place>, Locks, VolumeIdentity)> {
+/// Verifies the tiers, takes their locks, clears the mountpoint, and begins a run. The locks come before the mountpoint: while another
+/// daemon lives, its mount is not touched.
+fn claim_tiers(settings: &Settings, point: &Path) -> Result<(Vec<Place>, Locks, VolumeIdentity)> {
     let named: Vec<(String, PathBuf)> =
         settings.tiers.iter().map(|tier| (tier.name.clone(), tier.path.clone())).collect();
     let places = Place::open_all(&named)?;
     identity::verify_all(&places)?.require_ready()?;
     let locks = Locks::take(&named)?;
+    mountpoint::clear(point)?;
     let id = identity::begin_run(&places)?;
     if !id.clean {
         tracing::warn!("the last run did not end cleanly: replaying the log");
@@ -83,6 +84,10 @@ fn open_volume(settings: &Settings, places: &[Place]) -> Result<Arc<Volume>> {
     let (volume, recovery) = Volume::open(tiers, engine_options(settings))?;
     if !recovery.was_clean {
         tracing::info!("replayed {} records in {} log writes", recovery.records_replayed, recovery.groups_replayed);
+    }
+    if !settings.log_files.is_empty() {
+        let patterns = settings.log_files.clone();
+        volume.set_log_paths(Box::new(move |path| patterns.iter().any(|pattern| glob::matches(pattern, path))));
     }
     volume.start_threads()?;
     Ok(volume)
@@ -142,6 +147,24 @@ pub fn engine_tiers(settings: &Settings, places: &[Place]) -> Result<Vec<volume:
     settings.tiers.iter().zip(places).map(tier).collect()
 }
 
+/// The tiers of the settings, for the offline jobs. Errors: a path that is not there.
+pub fn tier_plans(settings: &Settings) -> Result<Vec<TierPlan>> {
+    let plan = |tier: &super::settings::TierSettings| {
+        let space = nix::sys::statvfs::statvfs(&tier.path).map_err(|errno| Error::WrongTier {
+            tier: tier.name.clone(),
+            path: tier.path.display().to_string(),
+            why: errno.desc().to_owned(),
+        })?;
+        Ok(TierPlan {
+            name: tier.name.clone(),
+            path: tier.path.clone(),
+            budget_bytes: tier.budget_bytes,
+            reserve_bytes: tier.reserve.bytes_of(space.blocks() * space.fragment_size()),
+        })
+    };
+    settings.tiers.iter().map(plan).collect()
+}
+
 /// The engine's options of the settings.
 pub fn engine_options(settings: &Settings) -> volume::Options {
     volume::Options {
@@ -160,6 +183,8 @@ fn fuse_options(settings: &Settings) -> fuse::Options {
         workers: settings.fuse.threads,
         slots: fuse::Slots { reads: settings.fuse.slow_read_slots, ..fuse::Slots::default() },
         read_ahead_kb: u32::try_from(settings.fuse.read_ahead_bytes / 1024).unwrap_or(u32::MAX),
+        max_background: settings.fuse.max_background,
+        everybody: settings.fuse.allow_other,
     }
 }
 

@@ -1,16 +1,19 @@
 //! The life of a volume's process: settings, mount, threads, service notifications, shutdown.
 
+mod glob;
 pub mod holders;
 mod lifecycle;
 mod mountpoint;
 mod process;
 pub mod quantity;
 mod reader;
+pub mod render;
 mod served;
 mod service;
 pub mod settings;
 mod signals;
 mod watchdog;
 
-pub use lifecycle::{engine_options, engine_tiers, run};
+pub use lifecycle::{engine_options, engine_tiers, run, tier_plans};
+pub use mountpoint::clear_mountpoint;
 pub use served::{Control, Served, StartControl};

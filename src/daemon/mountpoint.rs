@@ -1,11 +1,24 @@
 //! The mountpoint before and after: a dead mount of an earlier daemon is cleared, but never under a process that still holds it.
 
 use super::holders::{describe, holders, is_dead, mount_at};
+use super::settings::Settings;
 use crate::error::{Error, Result};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+/// Clears what a killed daemon left mounted. Errors: `Busy` while a daemon serves it or a process holds it.
+pub fn clear_mountpoint(settings: &Settings) -> Result<()> {
+    let point = settings.mount_path();
+    match mount_at(&point)? {
+        Some(_) if !is_dead(&point) => {
+            Err(Error::Busy(format!("{} is mounted: stop the daemon first (heatfs stop)", point.display())))
+        }
+        Some(_) => clear(&point),
+        None => Ok(()),
+    }
+}
 
 /// Leaves `point` a directory on which nothing is mounted. Errors: `Busy` naming who holds a dead mount or what is mounted; `Io` for a path
 /// that is no directory.

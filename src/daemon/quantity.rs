@@ -66,6 +66,7 @@ pub fn rounded_bytes(bytes: u64) -> String {
 pub fn show_span(span: Duration) -> String {
     let seconds = span.as_secs();
     match seconds {
+        0 if span.is_zero() => "0s".to_owned(),
         0 => format!("{}ms", span.as_millis()),
         1..120 => format!("{seconds}s"),
         120..7200 => format!("{}m {}s", seconds / 60, seconds % 60),

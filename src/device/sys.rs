@@ -40,3 +40,35 @@ pub fn set_xattr(fd: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()
     let rc = unsafe { libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Flag of an inode: it can be neither changed nor removed nor given names (chattr +i).
+pub const INODE_IMMUTABLE: libc::c_int = 0x10;
+
+/// The flags of an inode (chattr). Errors: `Unsupported` or ENOTTY where the filesystem has none.
+pub fn inode_flags(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    let mut flags: libc::c_int = 0;
+    // SAFETY: the call writes one int, whatever its name says, and `flags` is one.
+    let rc = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags) };
+    if rc == 0 { Ok(flags) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Replaces the flags of an inode; needs CAP_LINUX_IMMUTABLE for [`INODE_IMMUTABLE`].
+pub fn set_inode_flags(fd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: the call reads one int, whatever its name says, and `flags` is one.
+    let rc = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_SETFLAGS, &raw const flags) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Is the thing itself (not what a symbolic link leads to) immutable or append-only? Where the filesystem cannot tell: no.
+pub fn is_unchangeable(path: &CStr) -> io::Result<bool> {
+    let attributes = (libc::STATX_ATTR_IMMUTABLE | libc::STATX_ATTR_APPEND) as u64;
+    let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: `path` ends with a NUL; `stat` is a whole statx for the call to fill.
+    let rc = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_SYMLINK_NOFOLLOW, 0, stat.as_mut_ptr()) };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all-zero bytes are a valid statx, and the call has filled it.
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.stx_attributes & attributes != 0)
+}

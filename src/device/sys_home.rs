@@ -7,7 +7,7 @@
 
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// The type of a time that the FUSE library speaks; named here because only this room may name clocks' types.
 pub type KernelTime = std::time::SystemTime;
@@ -29,7 +29,7 @@ pub fn read_entries(dir: impl AsFd, buf: &mut [u8]) -> nix::Result<usize> {
 
 /// The value of an extended attribute: its length, or `ERANGE` when `buf` is too small (an empty `buf` asks for the length).
 pub fn get_xattr(fd: impl AsFd, name: &CStr, buf: &mut [u8]) -> nix::Result<usize> {
-    let path = descriptor_path(fd);
+    let path = descriptor_path(&fd);
     // SAFETY: both strings end in NUL and live through the call; pointer and length are those of `buf`.
     let got = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) };
     length(got)
@@ -37,7 +37,7 @@ pub fn get_xattr(fd: impl AsFd, name: &CStr, buf: &mut [u8]) -> nix::Result<usiz
 
 /// Sets an extended attribute; `flags` are XATTR_CREATE and XATTR_REPLACE.
 pub fn set_xattr(fd: impl AsFd, name: &CStr, value: &[u8], flags: i32) -> nix::Result<()> {
-    let path = descriptor_path(fd);
+    let path = descriptor_path(&fd);
     // SAFETY: both strings end in NUL and live through the call; pointer and length are those of `value`.
     let done = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags) };
     Errno::result(done).map(drop)
@@ -45,14 +45,14 @@ pub fn set_xattr(fd: impl AsFd, name: &CStr, value: &[u8], flags: i32) -> nix::R
 
 /// The names of all extended attributes, each ended by NUL; an empty `buf` asks for the length.
 pub fn list_xattr(fd: impl AsFd, buf: &mut [u8]) -> nix::Result<usize> {
-    let path = descriptor_path(fd);
+    let path = descriptor_path(&fd);
     // SAFETY: the path ends in NUL and lives through the call; pointer and length are those of `buf`.
     let got = unsafe { libc::listxattr(path.as_ptr(), buf.as_mut_ptr().cast(), buf.len()) };
     length(got)
 }
 
 pub fn remove_xattr(fd: impl AsFd, name: &CStr) -> nix::Result<()> {
-    let path = descriptor_path(fd);
+    let path = descriptor_path(&fd);
     // SAFETY: both strings end in NUL and live through the call.
     let done = unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) };
     Errno::result(done).map(drop)
@@ -125,4 +125,55 @@ pub fn write_kernel_file(path: &str, text: &str) -> std::io::Result<()> {
 
 fn length(returned: isize) -> nix::Result<usize> {
     usize::try_from(returned).map_err(|_| Errno::last())
+}
+
+/// A name for an inode that needs no descriptor and survives renames: what name_to_handle_at(2) gives.
+pub struct InodeHandle {
+    kind: i32,
+    bytes: Box<[u8]>,
+}
+
+const HANDLE_BYTES_MAX: usize = 128;
+
+/// `struct file_handle` with room for the longest handle.
+#[repr(C)]
+struct RawHandle {
+    length: u32,
+    kind: i32,
+    bytes: [u8; HANDLE_BYTES_MAX],
+}
+
+impl InodeHandle {
+    /// The handle of an open inode (O_PATH or not).
+    pub fn of(fd: impl AsFd) -> nix::Result<InodeHandle> {
+        let mut raw = RawHandle { length: HANDLE_BYTES_MAX as u32, kind: 0, bytes: [0; HANDLE_BYTES_MAX] };
+        let mut mount_id: libc::c_int = 0;
+        // SAFETY: the empty path ends in NUL; `raw` has the kernel's layout and room for as many bytes as it says.
+        let done = unsafe {
+            libc::name_to_handle_at(
+                fd.as_fd().as_raw_fd(),
+                c"".as_ptr(),
+                (&raw mut raw).cast(),
+                &raw mut mount_id,
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        Errno::result(done)?;
+        let length = usize::try_from(raw.length).unwrap_or(0).min(HANDLE_BYTES_MAX);
+        Ok(InodeHandle { kind: raw.kind, bytes: raw.bytes[..length].into() })
+    }
+
+    /// Opens the inode with O_PATH. `filesystem` is any directory on it that is open for reading. `ESTALE` when the inode is gone; `EPERM` without
+    /// CAP_DAC_READ_SEARCH.
+    pub fn open(&self, filesystem: impl AsFd) -> nix::Result<OwnedFd> {
+        let mut raw = RawHandle { length: 0, kind: self.kind, bytes: [0; HANDLE_BYTES_MAX] };
+        raw.length = u32::try_from(self.bytes.len()).map_err(|_| Errno::EINVAL)?;
+        raw.bytes[..self.bytes.len()].copy_from_slice(&self.bytes);
+        let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        // SAFETY: `raw` has the kernel's layout and outlives the call.
+        let fd = unsafe { libc::open_by_handle_at(filesystem.as_fd().as_raw_fd(), (&raw mut raw).cast(), flags) };
+        let fd = Errno::result(fd)?;
+        // SAFETY: the call just made this descriptor, and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
 }

@@ -24,8 +24,6 @@ const TTL: Duration = Duration::from_secs(3600);
 const BLOCK_BYTES: u32 = 4096;
 /// Largest WRITE and READ: what the kernel's default of 256 pages per request allows.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
-const BACKGROUND_MAX: u16 = 1024;
-const CONGESTION_THRESHOLD: u16 = 768;
 /// The page cache outlives closing, because nobody else writes; and close has nothing to tell us.
 const OPENED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
 
@@ -46,13 +44,14 @@ const WANTED: [(InitFlags, &str); 10] = [
 
 pub struct Adapter<O> {
     operations: Arc<O>,
+    max_background: u16,
     /// Called once when the session is over.
     ended: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl<O: Operations> Adapter<O> {
-    pub fn new(operations: Arc<O>, ended: Box<dyn FnOnce() + Send + Sync>) -> Adapter<O> {
-        Adapter { operations, ended: Some(ended) }
+    pub fn new(operations: Arc<O>, max_background: u16, ended: Box<dyn FnOnce() + Send + Sync>) -> Adapter<O> {
+        Adapter { operations, max_background, ended: Some(ended) }
     }
 }
 
@@ -217,8 +216,8 @@ impl<O: Operations> Filesystem for Adapter<O> {
         }
         // Each of these answers the nearest value it would take, which is then what stays set by the library.
         if config.set_max_write(WRITE_BYTES_MAX).is_err()
-            || config.set_max_background(BACKGROUND_MAX).is_err()
-            || config.set_congestion_threshold(CONGESTION_THRESHOLD).is_err()
+            || config.set_max_background(self.max_background).is_err()
+            || config.set_congestion_threshold(self.max_background / 4 * 3).is_err()
         {
             tracing::warn!("the FUSE library refused a limit; its own is used");
         }

@@ -123,7 +123,9 @@ mod tests {
         for _ in 0..4 {
             let together = Arc::clone(&together);
             // Ends only if all four run at once.
-            pool.submit(move || drop(together.wait()));
+            pool.submit(move || {
+                together.wait();
+            });
         }
         pool.close();
         assert_eq!(pool.parked(), 0);

@@ -12,6 +12,8 @@ mod chunk;
 mod file;
 mod recorder;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 pub use chunk::CHUNK_BLOCKS;
 pub use file::HEAT_FILE;

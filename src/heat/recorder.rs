@@ -192,7 +192,7 @@ impl Recorder {
             return;
         }
         let excess = sums.len() - limit;
-        let (_, cut, _) = sums.select_nth_unstable_by(excess, f32::total_cmp);
+        let (_, cut, _) = sums.select_nth_unstable_by(excess - 1, f32::total_cmp);
         let cut = *cut;
         let mut left = excess;
         for shard in &self.chunks {
@@ -380,11 +380,11 @@ impl AccessObserver for Recorder {
     }
 }
 
-/// How much a file's mean weighs against a block's own record: this many accesses. Small, because a database's pages differ widely.
+/// How many accesses a file's mean is worth as evidence about a block. Small, because a database's pages differ widely.
 const PRIOR_ACCESSES: f32 = 0.1;
 
-/// From a decayed sum to accesses per epoch: a block's own record, drawn slightly towards its file's mean. So a block never seen in a busy
-/// table is worth more than one in a table nobody reads, and the less the longer it was not seen.
+/// From a decayed sum to accesses per epoch: a block's own record, plus what its file's mean makes likely for any of its blocks. So a
+/// block never seen in a busy table is worth more than one in a table nobody reads, and the less the longer it was not seen.
 #[derive(Clone, Copy, Debug)]
 struct Estimate {
     exposure: f32,
@@ -393,13 +393,14 @@ struct Estimate {
 }
 
 impl Estimate {
-    /// Mean of a gamma prior of [`PRIOR_ACCESSES`] around the file's mean, after `past` accesses in `exposure` epochs.
+    /// The prior part is the mean of a gamma posterior with [`PRIOR_ACCESSES`] around the file's mean and nothing seen. What was seen is not drawn
+    /// towards the mean: one hot block in a large cold file is no accident.
     fn heat(&self, past: f32) -> f32 {
-        match self.mean {
-            Some(mean) if mean > 0.0 => (past + PRIOR_ACCESSES) / (self.exposure + PRIOR_ACCESSES / mean),
-            Some(_) => 0.0,
-            None => past / self.exposure,
-        }
+        let prior = match self.mean {
+            Some(mean) if mean > 0.0 => PRIOR_ACCESSES / (self.exposure + PRIOR_ACCESSES / mean),
+            _ => 0.0,
+        };
+        past / self.exposure + prior
     }
 }
 

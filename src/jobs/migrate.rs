@@ -10,7 +10,7 @@ mod journal;
 mod pace;
 mod pins;
 #[cfg(test)]
-mod simulation;
+mod tests;
 mod view;
 
 pub use journal::{JournalEntry, Outcome};
@@ -23,10 +23,10 @@ use crate::error::{Error, Result};
 use crate::heat::Recorder;
 use crate::policy::HeatRanks;
 use crate::policy::placement::{
-    BlockRun, Blocks, Pin, PlacementSettings, PlacementState, Plan, TierOutlook, TierState, plan,
+    BlockRun, Blocks, Pin, PlacementSettings, PlacementState, Plan, TierOutlook, TierState, part_of, plan,
 };
 use crate::units::{BlockNo, FileId, TierId};
-use crate::volume::{Volume, VolumeStatus};
+use crate::volume::{TierStatus, Volume, VolumeStatus};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use journal::Journal;
 use pace::{Backoff, TokenBucket};
@@ -246,7 +246,30 @@ impl Mover {
         self.recorder.roll(since.as_secs_f32() / self.settings.epoch.as_secs_f32().max(0.001));
         let made = self.make_plan(time);
         self.execute(&made.decisions, now + time);
+        if let Err(error) = self.make_room() {
+            tracing::warn!(%error, "cannot make room for the next plan");
+        }
         made
+    }
+
+    /// What moved away occupies its old place until a checkpoint, and clean copies occupy the slowest tier: where either leaves the next
+    /// plan little to work with, it goes.
+    fn make_room(&self) -> Result<()> {
+        let status = self.volume.status();
+        let block_bytes = u64::from(self.recorder.settings().block_bytes);
+        let Some((slowest, faster)) = status.tiers.split_last() else { return Ok(()) };
+        let waiting = |tier: &TierStatus| tier.used_bytes.saturating_sub((tier.blocks + tier.copies) * block_bytes);
+        let slack = 1.0 - self.settings.placement.low_watermark;
+        if faster.iter().any(|tier| waiting(tier) > part_of(tier.budget_bytes, slack / 8.0)) {
+            self.volume.checkpoint()?;
+        }
+        let free = slowest.budget_bytes.saturating_sub(slowest.used_bytes);
+        let wanted = part_of(slowest.budget_bytes, slack);
+        if slowest.copies > 0 && free + waiting(slowest) < wanted {
+            let tier = TierId(u8::try_from(faster.len()).unwrap_or(u8::MAX));
+            self.volume.drop_copies(tier, (wanted - free).div_ceil(block_bytes))?;
+        }
+        Ok(())
     }
 
     fn make_plan(&self, time: Duration) -> Plan {

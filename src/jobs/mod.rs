@@ -1,2 +1,19 @@
-//! (being built)
+//! Long jobs, where a decision meets an effect: adopting a directory, giving it back, migrating blocks, checking and dumping what is on disk.
+//!
+//! Adoption and release may be cut off anywhere and be run again; they go on where they stopped. The volume's phase in tier 0's identity
+//! says where that is.
+
+pub mod adopt;
+mod attributes;
+mod backing;
+mod home;
 pub mod migrate;
+mod mirror;
+mod mounts;
+pub mod protect;
+pub mod release;
+mod survey;
+mod watch;
+
+pub use backing::TierPlan;
+pub use watch::{Progress, Watch};

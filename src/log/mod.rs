@@ -52,13 +52,13 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Most payload pages of a group: 512 KiB, less in the small segments of tests.
+    /// Most payload pages of a group: 640 KiB (more would not find room for its records in the header), less in the small segments of tests.
     fn group_pages_max(self) -> usize {
-        usize::try_from(self.segment_bytes / PAGE_BYTES / 8).map_or(128, |pages| pages.clamp(4, 128))
+        usize::try_from(self.segment_bytes / PAGE_BYTES / 8).map_or(160, |pages| pages.clamp(8, 160))
     }
-    /// Largest payload of one record, in bytes.
+    /// Largest payload of one record, in bytes: 256 KiB.
     pub fn record_bytes_max(self) -> usize {
-        self.group_pages_max() / 2 * PAGE
+        (self.group_pages_max() / 2).min(64) * PAGE
     }
     pub fn slot(self, segment_seq: u64) -> usize {
         usize::try_from(segment_seq % u64::from(self.segments)).unwrap_or(0)
@@ -260,7 +260,7 @@ impl Log {
     pub fn append(&self, append: &Append<'_>) -> Result<Appended> {
         self.check_alive()?;
         let pages = append.payload.len().div_ceil(PAGE);
-        debug_assert!(pages <= self.geometry.group_pages_max() / 2, "callers split payloads");
+        debug_assert!(pages * PAGE <= self.geometry.record_bytes_max() + PAGE, "callers split payloads");
         let mut state = self.state.lock();
         if state.open.as_ref().is_some_and(|open| !Log::has_room(open, append.payload.len(), self.geometry)) {
             self.close_open(&mut state);
@@ -272,7 +272,8 @@ impl Log {
         let appended = open.push(append);
         self.last_lsn.store(appended.lsn.0, Ordering::Release);
         self.counters.payload_bytes.fetch_add(append.payload.len() as u64, Ordering::Relaxed);
-        if open.payload_pages * PAGE >= self.geometry.record_bytes_max() {
+        // With groups waiting for the device already, a larger group serves a bulk load better than one more small one.
+        if open.payload_pages * PAGE >= self.geometry.record_bytes_max() && state.closed.is_empty() {
             self.close_open(&mut state);
             self.work.notify_one();
         }

@@ -81,7 +81,7 @@ impl Namespace {
     /// The only source of attributes: home's stat, overlaid by what the engine knows better.
     pub fn attributes(&self, node: &Node) -> Outcome<Attributes> {
         let buried = node.buried.lock();
-        let stat = fstat(&node.fd)?;
+        let stat = fstat(node.fd()?)?;
         let engine = node.file().map(|file| self.volume.attr(file));
         let mut shown = overlay(&stat, engine, *buried);
         if node.inode == ROOT_INODE
@@ -112,14 +112,26 @@ impl Namespace {
         if changes_owner || changes.mode.is_none() {
             let (uid, gid) = (changes.uid.map(Uid::from_raw), changes.gid.map(Gid::from_raw));
             // Changing neither is how home is told to take set-id bits and file capabilities away.
-            fchownat(&node.fd, c"", uid, gid, AtFlags::AT_EMPTY_PATH)?;
+            fchownat(node.fd()?, c"", uid, gid, AtFlags::AT_EMPTY_PATH)?;
         }
         if let Some(mode) = changes.mode {
             self.change_mode(node, mode & 0o7777)?;
         }
         node.privileges.store(PRIVILEGES_UNKNOWN, Ordering::Relaxed);
-        node.mark_changed(&[]);
+        self.note_change(node, &[]);
         Ok(())
+    }
+
+    /// After every change of home's inode: a sync must cover it, with these directories, and the change time must move on. Home's clock may run some
+    /// milliseconds behind the engine's, so that the engine has to be told where it has a change time of its own.
+    pub(super) fn note_change(&self, node: &Node, directories: &[&Arc<Node>]) {
+        node.mark_changed(directories);
+        if let Some(file) = node.file()
+            && self.volume.attr(file).ctime.is_some()
+            && let Err(error) = self.volume.set_times(file, None)
+        {
+            tracing::warn!("change time of file {}: {error}", file.id());
+        }
     }
 
     fn change_mode(&self, node: &Arc<Node>, mode: u32) -> Outcome<()> {
@@ -127,12 +139,13 @@ impl Namespace {
             let mut root_mode = self.root_mode.lock();
             if root_mode.is_some() {
                 let name = CString::new(XATTR_ROOT_MODE).map_err(|_| Errno::EINVAL)?;
-                sys_home::set_xattr(&node.fd, &name, encode_root_mode(mode).as_bytes(), 0)?;
+                sys_home::set_xattr(node.fd()?, &name, encode_root_mode(mode).as_bytes(), 0)?;
                 *root_mode = Some(mode);
                 return Ok(());
             }
         }
-        let path = sys_home::descriptor_path(&node.fd);
+        let fd = node.fd()?;
+        let path = sys_home::descriptor_path(&fd);
         let mode = Mode::from_bits_truncate(mode);
         Ok(fchmodat(AT_FDCWD, path.as_c_str(), mode, FchmodatFlags::FollowSymlink)?)
     }
@@ -155,16 +168,16 @@ impl Namespace {
         access: Option<TimeChange>,
         modification: Option<TimeChange>,
     ) -> Outcome<()> {
-        sys_home::set_times(&node.fd, timespec(access), timespec(modification))?;
+        sys_home::set_times(node.fd()?, timespec(access), timespec(modification))?;
         if let Some(file) = node.file() {
             // Read back: "now" is home's clock, and home may round.
             let modified = match modification {
-                Some(_) => Some(times(&fstat(&node.fd)?).1.to_wall()),
+                Some(_) => Some(times(&fstat(node.fd()?)?).1.to_wall()),
                 None => None,
             };
-            self.volume.set_times(file, modified);
+            self.volume.set_times(file, modified)?;
         }
-        node.mark_changed(&[]);
+        self.note_change(node, &[]);
         Ok(())
     }
 
@@ -173,7 +186,7 @@ impl Namespace {
         if node.privileges.load(Ordering::Relaxed) == PRIVILEGES_NONE {
             return Ok(());
         }
-        let stat = fstat(&node.fd)?;
+        let stat = fstat(node.fd()?)?;
         let mut keep = stat.st_mode & 0o7777 & !libc::S_ISUID;
         if stat.st_mode & libc::S_IXGRP != 0 {
             // Without group execution the setgid bit is no privilege but a mark for mandatory locks.
@@ -181,11 +194,11 @@ impl Namespace {
         }
         if keep != stat.st_mode & 0o7777 {
             self.change_mode(node, keep)?;
-            node.mark_changed(&[]);
+            self.note_change(node, &[]);
         }
         if stat.st_mode & 0o111 != 0 {
-            match sys_home::remove_xattr(&node.fd, XATTR_CAPABILITY) {
-                Ok(()) => node.mark_changed(&[]),
+            match sys_home::remove_xattr(node.fd()?, XATTR_CAPABILITY) {
+                Ok(()) => self.note_change(node, &[]),
                 Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM) => {}
                 Err(errno) => return Err(errno.into()),
             }

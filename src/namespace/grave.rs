@@ -32,7 +32,7 @@ impl Grave {
 
     /// Gives the inode of `fd` its hidden name.
     pub fn bury(&self, id: FileId, fd: impl AsFd) -> Outcome<()> {
-        let inode = sys_home::descriptor_path(fd);
+        let inode = sys_home::descriptor_path(&fd);
         match linkat(AT_FDCWD, inode.as_c_str(), &self.directory, name(id).as_str(), AtFlags::AT_SYMLINK_FOLLOW) {
             // An earlier attempt was cut off after its first half; ids are never reused, so it is the same file.
             Ok(()) | Err(Errno::EEXIST) => Ok(()),

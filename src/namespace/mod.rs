@@ -2,7 +2,7 @@
 //!
 //! Home (`home/tree`) is an ordinary directory tree whose regular files hold no data: their content is the engine's, named by the file id in
 //! a hidden extended attribute. Everything POSIX defines about names, owners, modes, ACLs and links is left to the backing
-//! filesystem, reached by `*at()` calls on descriptors held per node; only sizes, blocks and the times of writes come from the engine.
+//! filesystem, reached by `*at()` calls on descriptors or handles held per node; only sizes, blocks and the times of writes come from the engine.
 //!
 //! What must hold:
 //! - one node per inode, hence per file id, however many names it has ([`node`])
@@ -16,6 +16,7 @@
 
 mod attributes;
 mod credentials;
+mod descriptors;
 mod directory;
 mod fault;
 mod grave;
@@ -39,6 +40,7 @@ use crate::ondisk::file_id::{FILE_ID_BYTES, FileIdentity, XATTR_FILE_ID, XATTR_R
 use crate::units::FileId;
 use crate::volume::{File, Volume};
 use credentials::Daemon;
+use descriptors::{Budget, Descriptor};
 use grave::Grave;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -62,8 +64,10 @@ const XATTR_CAPABILITY: &CStr = c"security.capability";
 /// What `status` shows of the namespace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct NamespaceStats {
-    /// Inodes that the kernel knows; each holds a descriptor.
+    /// Inodes that the kernel knows.
     pub nodes: u64,
+    /// Descriptors that they keep; beyond half of the process's limit inodes are found by handle.
+    pub node_descriptors: u64,
     /// Files without trust since the mount (counted when met).
     pub untrusted_files: u64,
 }
@@ -88,13 +92,14 @@ pub struct Namespace {
     root_inode: u64,
     /// The mode that the mount's root shows, where home's own differs from it (see [`XATTR_ROOT_MODE`]).
     root_mode: Mutex<Option<u32>>,
+    budget: Arc<Budget>,
     table: Table,
     grave: Arc<Grave>,
     untrusted_files: std::sync::atomic::AtomicU64,
 }
 
 impl Namespace {
-    /// Opens `home/tree` and `home/grave`, and settles the grave. Errors: what is missing in home, what the backing filesystem lacks.
+    /// Opens `home/tree` and `home/grave`, and settles the grave. `volume_id` is what identities of this volume's files carry. Errors: what is missing in home, what the backing filesystem lacks.
     pub fn open(home: &Path, volume: Arc<Volume>, volume_id: Uuid) -> Result<Arc<Namespace>> {
         let tree = home.join("tree");
         let tree_path = tree.display().to_string();
@@ -111,14 +116,17 @@ impl Namespace {
         }
         let hidden = Arc::clone(&grave);
         volume.on_gone(Box::new(move |gone| gone.iter().for_each(|id| hidden.unbury(*id))));
-        let root = Arc::new(Node::new(ROOT_INODE, fd, Content::Home, None));
+        let listing = names::open_entries(&fd).map_err(|errno| io("open", errno))?;
+        let budget = Arc::new(Budget::new(listing));
+        let root = Arc::new(Node::new(ROOT_INODE, Descriptor::new(Arc::clone(&budget), fd), Content::Home, None));
         Ok(Arc::new(Namespace {
-            volume,
             volume_id,
+            volume,
             daemon: Daemon::current(),
             root_device: stat.st_dev,
             root_inode: stat.st_ino,
             root_mode: Mutex::new(root_mode),
+            budget,
             table: Table::new(Arc::clone(&root)),
             root,
             grave,
@@ -176,6 +184,7 @@ impl Namespace {
     pub fn stats(&self) -> NamespaceStats {
         NamespaceStats {
             nodes: self.table.count(),
+            node_descriptors: self.budget.kept(),
             untrusted_files: self.untrusted_files.load(std::sync::atomic::Ordering::Relaxed),
         }
     }
@@ -183,7 +192,7 @@ impl Namespace {
     /// Room over all tiers; inodes are home's.
     pub fn capacity(&self) -> Outcome<Capacity> {
         let space = self.volume.space();
-        let home = nix::sys::statvfs::fstatvfs(&self.root.fd)?;
+        let home = nix::sys::statvfs::fstatvfs(self.root.fd()?)?;
         Ok(Capacity {
             total_bytes: space.total_bytes,
             available_bytes: space.available_bytes,

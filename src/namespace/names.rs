@@ -4,6 +4,7 @@
 //! meet, and is locked here, is the last name of an inode going away by two ways at once ([`Node::buried`]).
 
 use super::credentials::{Acting, Caller};
+use super::descriptors::{Descriptor, Held};
 use super::directory::{Stream, check_component};
 use super::fault::{Fault, Outcome};
 use super::node::{Content, Node, Place, ROOT_INODE};
@@ -40,6 +41,8 @@ pub enum RenameMode {
     Exchange,
 }
 
+/// Read and write for the owner.
+const OWNER_ACCESS: u32 = 0o600;
 const O_NODE: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 impl Namespace {
@@ -62,7 +65,7 @@ impl Namespace {
 
     /// The node behind a name, with one more reference.
     fn resolve(&self, parent: &Arc<Node>, name: &OsStr) -> Outcome<Arc<Node>> {
-        let fd = openat(&parent.fd, name, O_NODE, Mode::empty())?;
+        let fd = openat(parent.fd()?, name, O_NODE, Mode::empty())?;
         let stat = fstat(&fd)?;
         let place = Place { parent: parent.inode, name: name.to_owned() };
         if let Some(node) = self.table.acquire_known(stat.st_ino) {
@@ -83,7 +86,10 @@ impl Namespace {
 
     /// Puts a node for an inode just opened into the table (or finds that somebody was faster), with one more reference.
     fn adopt(&self, parent: &Arc<Node>, fd: OwnedFd, stat: &FileStat, content: Content, place: Place) -> Arc<Node> {
-        let node = self.table.acquire(stat.st_ino, || Arc::new(Node::new(stat.st_ino, fd, content, Some(place))));
+        let node = self.table.acquire(stat.st_ino, || {
+            let descriptor = Descriptor::new(Arc::clone(&self.budget), fd);
+            Arc::new(Node::new(stat.st_ino, descriptor, content, Some(place)))
+        });
         if self.table.take_left_unsynced(stat.st_ino) {
             node.mark_changed(&[parent]);
         }
@@ -109,33 +115,37 @@ impl Namespace {
         let identity = FileIdentity { volume: self.volume_id, file: id, home_inode: stat.st_ino }.encode();
         let attribute = CString::new(XATTR_FILE_ID).map_err(|_| Errno::EINVAL)?;
         sys_home::set_xattr(&made, &attribute, &identity, libc::XATTR_CREATE)?;
-        self.settle_mode(&made, mode & 0o7777, &stat)?;
+        self.settle_mode(&made, &parent, mode, umask)?;
         let file = self.volume.file(id)?;
         let path = sys_home::descriptor_path(&made);
-        linkat(AT_FDCWD, path.as_c_str(), &parent.fd, name, AtFlags::AT_SYMLINK_FOLLOW)?;
-        let node_fd = openat(&parent.fd, name, O_NODE, Mode::empty())?;
+        linkat(AT_FDCWD, path.as_c_str(), parent.fd()?, name, AtFlags::AT_SYMLINK_FOLLOW)?;
+        let node_fd = openat(parent.fd()?, name, O_NODE, Mode::empty())?;
         let place = Place { parent: parent.inode, name: name.to_owned() };
         let node = self.adopt(&parent, node_fd, &stat, Content::File(file), place);
-        node.mark_changed(&[&parent]);
+        self.note_change(&node, &[&parent]);
         self.linked(node)
     }
 
     /// A file without a name in the parent's directory: home gives it owner, group and ACL as to any file made there.
     fn make_nameless(&self, parent: &Node, caller: Caller, mode: u32, umask: u32) -> Outcome<OwnedFd> {
         // Setting an attribute needs the owner's write permission where the daemon has no privileges.
-        let open_mode = if self.daemon.privileged { mode } else { mode | 0o600 };
+        let (open_mode, umask) =
+            if self.daemon.privileged { (mode, umask) } else { (mode | OWNER_ACCESS, umask & !OWNER_ACCESS) };
         let (_acting, open_mode) = Acting::begin(self.daemon, caller, open_mode, umask);
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        Ok(openat(&parent.fd, c".", flags, Mode::from_bits_truncate(open_mode))?)
+        Ok(openat(parent.fd()?, c".", flags, Mode::from_bits_truncate(open_mode))?)
     }
 
-    /// Gives back what [`Self::make_nameless`] added to the mode.
-    fn settle_mode(&self, made: &OwnedFd, mode: u32, stat: &FileStat) -> Outcome<()> {
-        let added = 0o600 & !mode;
-        if !self.daemon.privileged && added != 0 {
-            fchmod(made, Mode::from_bits_truncate(stat.st_mode & 0o7777 & !added))?;
+    /// Takes back the access that [`Self::make_nameless`] added.
+    fn settle_mode(&self, made: &OwnedFd, parent: &Node, mode: u32, umask: u32) -> Outcome<()> {
+        if self.daemon.privileged || OWNER_ACCESS & (!mode | umask) == 0 {
+            return Ok(());
         }
-        Ok(())
+        // A default ACL takes the place of the umask.
+        let has_acl = sys_home::get_xattr(parent.fd()?, c"system.posix_acl_default", &mut []).is_ok();
+        let umask = if has_acl { 0 } else { umask };
+        let kept = fstat(made)?.st_mode & 0o7777 & !(OWNER_ACCESS & (!mode | umask));
+        Ok(fchmod(made, Mode::from_bits_truncate(kept))?)
     }
 
     pub fn make_directory(&self, parent: u64, name: &OsStr, caller: Caller, mode: u32, umask: u32) -> Outcome<Linked> {
@@ -168,16 +178,16 @@ impl Namespace {
         caller: Caller,
         mode: u32,
         umask: u32,
-        create: impl FnOnce(&OwnedFd, &OsStr, Mode) -> nix::Result<()>,
+        create: impl FnOnce(&Held, &OsStr, Mode) -> nix::Result<()>,
     ) -> Outcome<Linked> {
         check_component(name)?;
         let parent = self.node(parent)?;
         {
             let (_acting, mode) = Acting::begin(self.daemon, caller, mode & 0o7777, umask);
-            create(&parent.fd, name, Mode::from_bits_truncate(mode))?;
+            create(&parent.fd()?, name, Mode::from_bits_truncate(mode))?;
         }
         let node = self.resolve(&parent, name)?;
-        node.mark_changed(&[&parent]);
+        self.note_change(&node, &[&parent]);
         self.linked(node)
     }
 
@@ -189,7 +199,7 @@ impl Namespace {
             self.release(inode, 1);
             return Err(fault);
         }
-        node.mark_changed(&[&parent]);
+        self.note_change(&node, &[&parent]);
         self.linked(node)
     }
 
@@ -198,22 +208,23 @@ impl Namespace {
         if *buried {
             return Err(Errno::ENOENT.into());
         }
-        let path = sys_home::descriptor_path(&node.fd);
-        Ok(linkat(AT_FDCWD, path.as_c_str(), &parent.fd, name, AtFlags::AT_SYMLINK_FOLLOW)?)
+        let fd = node.fd()?;
+        let path = sys_home::descriptor_path(&fd);
+        Ok(linkat(AT_FDCWD, path.as_c_str(), parent.fd()?, name, AtFlags::AT_SYMLINK_FOLLOW)?)
     }
 
     pub fn read_link(&self, inode: u64) -> Outcome<OsString> {
         let node = self.node(inode)?;
-        Ok(nix::fcntl::readlinkat(&node.fd, c"")?)
+        Ok(nix::fcntl::readlinkat(node.fd()?, c"")?)
     }
 
     pub fn unlink(&self, parent: u64, name: &OsStr) -> Outcome<()> {
         check_component(name)?;
         let parent = self.node(parent)?;
         let target = self.resolve(&parent, name)?;
-        let unlinked = self.without_last_name(&target, || unlinkat(&parent.fd, name, UnlinkatFlags::NoRemoveDir));
+        let unlinked = self.without_last_name(&target, || unlinkat(parent.fd()?, name, UnlinkatFlags::NoRemoveDir));
         if unlinked.is_ok() {
-            target.mark_changed(&[&parent]);
+            self.note_change(&target, &[&parent]);
         }
         self.release(target.inode, 1);
         unlinked
@@ -222,16 +233,23 @@ impl Namespace {
     pub fn remove_directory(&self, parent: u64, name: &OsStr) -> Outcome<()> {
         check_component(name)?;
         let parent = self.node(parent)?;
-        Ok(unlinkat(&parent.fd, name, UnlinkatFlags::RemoveDir)?)
+        let target = self.resolve(&parent, name)?;
+        let removed = self.without_last_name(&target, || unlinkat(parent.fd()?, name, UnlinkatFlags::RemoveDir));
+        self.release(target.inode, 1);
+        removed
     }
 
-    /// Runs `remove`, which takes one name of `target` away; if that is the last one of a file with content, the grave holds it before.
+    /// Runs `remove`, which takes one name of `target` away; if that is the last one of a file with content, the grave holds it before. Other
+    /// inodes are held by a descriptor, for as long as somebody has them open.
     fn without_last_name(&self, target: &Node, remove: impl FnOnce() -> nix::Result<()>) -> Outcome<()> {
-        let Some(file) = target.file() else { return Ok(remove()?) };
+        let Some(file) = target.file() else {
+            target.pin()?;
+            return Ok(remove()?);
+        };
         let mut buried = target.buried.lock();
-        let loses_last = !*buried && fstat(&target.fd)?.st_nlink == 1;
+        let loses_last = !*buried && fstat(target.fd()?)?.st_nlink == 1;
         if loses_last {
-            self.grave.bury(file.id(), &target.fd)?;
+            self.grave.bury(file.id(), target.fd()?)?;
         }
         match remove() {
             Ok(()) => {
@@ -293,7 +311,7 @@ impl Namespace {
             RenameMode::NoReplace => RenameFlags::RENAME_NOREPLACE,
             RenameMode::Exchange => RenameFlags::RENAME_EXCHANGE,
         };
-        let rename = || renameat2(&from.0.fd, from.1, &to.0.fd, to.1, flags);
+        let rename = || renameat2(from.0.fd()?, from.1, to.0.fd()?, to.1, flags);
         let Some(target) = target.filter(|target| target.inode != source.inode && mode != RenameMode::NoReplace) else {
             return Ok(rename()?);
         };
@@ -319,20 +337,20 @@ impl Namespace {
     ) {
         let place = |(parent, name): (&Arc<Node>, &OsStr)| Some(Place { parent: parent.inode, name: name.to_owned() });
         *source.place.lock() = place(to);
-        source.mark_changed(&[from.0, to.0]);
+        self.note_change(source, &[from.0, to.0]);
         self.note_path(source);
         let Some(target) = target else { return };
-        target.mark_changed(&[to.0]);
+        self.note_change(target, &[to.0]);
         if mode == RenameMode::Exchange {
             *target.place.lock() = place(from);
-            target.mark_changed(&[from.0]);
+            self.note_change(target, &[from.0]);
             self.note_path(target);
         }
     }
 
     pub fn open_directory(&self, inode: u64) -> Outcome<Stream> {
         let node = self.node(inode)?;
-        Ok(Stream::new(open_entries(&node.fd)?))
+        Ok(Stream::new(open_entries(node.fd()?)?))
     }
 }
 

@@ -1,16 +1,16 @@
-//! Nodes: the inodes of home that the kernel knows, each with one O_PATH descriptor, and the table that holds them.
+//! Nodes: the inodes of home that the kernel knows, each with a way to it ([`descriptors`](super::descriptors)), and the table that holds them.
 //!
-//! A node lives as long as the kernel holds a lookup on it or somebody has it open; because its descriptor pins the inode, the
-//! inode number cannot be reused meanwhile, and so serves as the key. Hard links share the node, so size, times and link
+//! A node lives as long as the kernel holds a lookup on it or somebody has it open; because an inode without names is held by a descriptor,
+//! its number cannot be reused meanwhile, and so serves as the key. Hard links share the node, so size, times and link
 //! count are right through all names. References are counted up under the table's read lock and down under its write lock, so that a node
 //! cannot be found and leave at the same time.
 
+use super::descriptors::{Descriptor, Held};
 use crate::units::FileId;
 use crate::volume::File;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -54,7 +54,7 @@ pub struct Pending {
 pub struct Node {
     /// Key in the table, and the number that the kernel knows.
     pub inode: u64,
-    pub fd: OwnedFd,
+    descriptor: Descriptor,
     pub content: Content,
     references: AtomicU64,
     /// True once the last name is gone and only the grave holds the inode. The lock is held across every change of the number of names, so that
@@ -71,10 +71,10 @@ pub const PRIVILEGES_UNKNOWN: u8 = 0;
 pub const PRIVILEGES_NONE: u8 = 1;
 
 impl Node {
-    pub fn new(inode: u64, fd: OwnedFd, content: Content, place: Option<Place>) -> Node {
+    pub fn new(inode: u64, descriptor: Descriptor, content: Content, place: Option<Place>) -> Node {
         Node {
             inode,
-            fd,
+            descriptor,
             content,
             references: AtomicU64::new(0),
             buried: Mutex::new(false),
@@ -82,6 +82,16 @@ impl Node {
             unsynced: Mutex::default(),
             privileges: AtomicU8::new(PRIVILEGES_UNKNOWN),
         }
+    }
+
+    /// Home's inode, for one use.
+    pub fn fd(&self) -> nix::Result<Held<'_>> {
+        self.descriptor.get()
+    }
+
+    /// See [`Descriptor::pin`].
+    pub fn pin(&self) -> nix::Result<()> {
+        self.descriptor.pin()
     }
 
     pub fn file(&self) -> Option<&Arc<File>> {

@@ -62,7 +62,8 @@ impl Namespace {
 
 /// A descriptor of the node's inode that can be synced; O_PATH ones cannot.
 pub(super) fn reopen(node: &Node) -> Outcome<OwnedFd> {
-    let path = sys_home::descriptor_path(&node.fd);
+    let fd = node.fd()?;
+    let path = sys_home::descriptor_path(&fd);
     let flags = OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     match open(path.as_c_str(), flags | OFlag::O_RDONLY, Mode::empty()) {
         // As an ordinary user the owner may have kept reading from himself.

@@ -33,14 +33,12 @@ impl Namespace {
             Errno::ENOENT | Errno::ENOTDIR => Error::NotFound(format!("{path}: no such file in the volume")),
             other => Error::io("open", path, other.into()),
         };
-        let mut at: Option<OwnedFd> = None;
+        let mut fd = openat(self.root.fd().map_err(io)?, c".", O_NODE, Mode::empty()).map_err(io)?;
         for component in path.split('/').filter(|component| !component.is_empty() && *component != ".") {
             check_component(OsStr::new(component))
                 .map_err(|_| Error::Invalid(format!("{path}: `{component}` is not allowed in a path")))?;
-            let parent = at.as_ref().unwrap_or(&self.root.fd);
-            at = Some(openat(parent, component, O_NODE, Mode::empty()).map_err(io)?);
+            fd = openat(&fd, component, O_NODE, Mode::empty()).map_err(io)?;
         }
-        let fd = at.ok_or_else(|| Error::Invalid(format!("`{path}`: the root is a directory, not a file")))?;
         let stat = fstat(&fd).map_err(io)?;
         if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
             return Err(Error::Invalid(format!("{path}: not a regular file")));
@@ -79,7 +77,7 @@ impl Namespace {
     }
 
     fn open_path(&self, path: &str) -> nix::Result<OwnedFd> {
-        let mut at = openat(&self.root.fd, c".", O_NODE, Mode::empty())?;
+        let mut at = openat(self.root.fd()?, c".", O_NODE, Mode::empty())?;
         for component in path.split('/').filter(|component| !component.is_empty()) {
             at = openat(&at, component, O_NODE | OFlag::O_DIRECTORY, Mode::empty())?;
         }

@@ -23,13 +23,15 @@ impl Namespace {
         }
         let node = self.node(inode)?;
         let name = c_name(name)?;
-        read_growing(|buf| sys_home::get_xattr(&node.fd, &name, buf))
+        let fd = node.fd()?;
+        read_growing(|buf| sys_home::get_xattr(&fd, &name, buf))
     }
 
     /// All names, each ended by NUL; without ours.
     pub fn list_xattr(&self, inode: u64) -> Outcome<Vec<u8>> {
         let node = self.node(inode)?;
-        Ok(without_hidden(&read_growing(|buf| sys_home::list_xattr(&node.fd, buf))?))
+        let fd = node.fd()?;
+        Ok(without_hidden(&read_growing(|buf| sys_home::list_xattr(&fd, buf))?))
     }
 
     /// `EPERM` for ours.
@@ -38,9 +40,9 @@ impl Namespace {
             return Err(Errno::EPERM.into());
         }
         let node = self.node(inode)?;
-        sys_home::set_xattr(&node.fd, &c_name(name)?, value, flags)?;
+        sys_home::set_xattr(node.fd()?, &c_name(name)?, value, flags)?;
         node.privileges.store(PRIVILEGES_UNKNOWN, Ordering::Relaxed);
-        node.mark_changed(&[]);
+        self.note_change(&node, &[]);
         if name.as_bytes() == XATTR_ACCESS_ACL {
             self.after_access_acl(inode, caller)?;
         }
@@ -53,8 +55,8 @@ impl Namespace {
             return Err(Errno::EPERM.into());
         }
         let node = self.node(inode)?;
-        sys_home::remove_xattr(&node.fd, &c_name(name)?)?;
-        node.mark_changed(&[]);
+        sys_home::remove_xattr(node.fd()?, &c_name(name)?)?;
+        self.note_change(&node, &[]);
         Ok(())
     }
 
@@ -62,7 +64,7 @@ impl Namespace {
     /// file's group, so it is taken here; and the mode that the mount's root shows is kept apart from home's.
     fn after_access_acl(&self, inode: u64, caller: Caller) -> Outcome<()> {
         let node = self.node(inode)?;
-        let stat = fstat(&node.fd)?;
+        let stat = fstat(node.fd()?)?;
         let mode = stat.st_mode & 0o7777;
         let loses_setgid = mode & libc::S_ISGID != 0 && caller.uid != 0 && !caller.is_in_group(stat.st_gid);
         let shows_own_mode = inode == ROOT_INODE && self.root_mode.lock().is_some();

@@ -54,11 +54,9 @@ pub const IDENTITY_MAX_BYTES: usize = NAME_AT + NAME_MAX_BYTES + DIRECTORY_MAX_B
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Home is being built beside the untouched directory: may be undone.
+    /// The directory is being moved, whole, into its tier, and home is being built of it: may be undone.
     AdoptBuild,
-    /// The directory is about to be moved, whole, into its tier: adoption only goes forward from here.
-    AdoptTake,
-    /// Its files are being renamed to object files.
+    /// Its files are being renamed to object files: only goes forward.
     AdoptMove,
     /// In service.
     Ready,
@@ -71,9 +69,8 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Phase; 7] = [
+    const ALL: [Phase; 6] = [
         Phase::AdoptBuild,
-        Phase::AdoptTake,
         Phase::AdoptMove,
         Phase::Ready,
         Phase::ReleaseBuild,
@@ -84,12 +81,11 @@ impl Phase {
     fn to_byte(self) -> u8 {
         match self {
             Phase::AdoptBuild => 1,
-            Phase::AdoptTake => 2,
-            Phase::AdoptMove => 3,
-            Phase::Ready => 4,
-            Phase::ReleaseBuild => 5,
-            Phase::ReleaseSwap => 6,
-            Phase::ReleaseRemove => 7,
+            Phase::AdoptMove => 2,
+            Phase::Ready => 3,
+            Phase::ReleaseBuild => 4,
+            Phase::ReleaseSwap => 5,
+            Phase::ReleaseRemove => 6,
         }
     }
 }
@@ -239,9 +235,9 @@ mod tests {
         let golden: &[u8] = &[
             b'H', b'E', b'A', b'T', b'T', b'I', b'E', b'R', 1, 0, 0, 0, 63, 0, 0, 0, //
             0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff, //
-            8, 7, 6, 5, 4, 3, 2, 1, 1, 3, 4, 1, 2, 4, 7, 0, //
+            8, 7, 6, 5, 4, 3, 2, 1, 1, 3, 3, 1, 2, 4, 7, 0, //
             b's', b'a', b't', b'a', b'/', b's', b'r', b'v', b'/', b'p', b'g', //
-            0x7e, 0xa9, 0xbc, 0x1b,
+            0x12, 0xca, 0xee, 0x81,
         ];
         assert_eq!(sample().encode().unwrap(), golden);
         assert_eq!(TierIdentity::decode(golden, "t").unwrap(), sample());

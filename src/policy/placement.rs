@@ -12,6 +12,9 @@
 //! Blocks are visited twice, as runs, and never all kept: the first pass counts heats in a histogram, which gives each tier's cut; the second
 //! collects the hottest and coldest per tier in heaps as large as the byte budget.
 
+#[cfg(test)]
+mod tests;
+
 use super::ranks::HeatRanks;
 use crate::units::{BlockNo, FileId, TierId};
 use serde::{Deserialize, Serialize};
@@ -42,8 +45,8 @@ pub struct PlacementSettings {
 impl Default for PlacementSettings {
     fn default() -> Self {
         PlacementSettings {
-            low_watermark: 0.92,
-            high_watermark: 0.96,
+            low_watermark: 0.95,
+            high_watermark: 0.98,
             hysteresis: 0.15,
             residency_plans: 2,
             bytes_per_plan: 256 << 20,
@@ -95,12 +98,6 @@ pub struct BlockRun {
 /// All blocks that lie on a tier, in any order, the same at each visit.
 pub trait Blocks {
     fn visit(&self, each: &mut dyn FnMut(&BlockRun));
-}
-
-impl Blocks for [BlockRun] {
-    fn visit(&self, each: &mut dyn FnMut(&BlockRun)) {
-        self.iter().for_each(each);
-    }
 }
 
 /// All that a plan is made from.
@@ -649,7 +646,7 @@ fn pinned_to(pin: Pin) -> TierId {
 
 /// `share` of a number of bytes; shares come from settings, so 24 bits of precision are plenty.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn part_of(bytes: u64, share: f32) -> u64 {
+pub fn part_of(bytes: u64, share: f32) -> u64 {
     (f64::from(share.clamp(0.0, 1.0)) * blocks_f64(bytes)) as u64
 }
 

@@ -161,6 +161,17 @@ pub fn initialise(places: &[Place], volume: Uuid, directory: &str, origin: TierI
     Ok(id)
 }
 
+/// Finishes an [`initialise`] that was cut off: writes the identities that are missing. Errors: `WrongTier` for a path that is no longer empty.
+pub fn complete(places: &[Place], id: &VolumeIdentity) -> Result<()> {
+    for (index, place) in places.iter().enumerate() {
+        if place.identity()?.is_none() {
+            place.require_empty()?;
+            write_tier(places, index, id, id.incarnation, Run::Stopped)?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads every tier and checks that together they are one volume, each in its place and none older than the others (I7).
 /// Changes nothing. Errors: `WrongTier`, `Corrupt`, `Invalid` for a wrong number of tiers.
 pub fn verify_all(places: &[Place]) -> Result<VolumeIdentity> {
@@ -313,7 +324,7 @@ impl VolumeIdentity {
     pub fn require_ready(&self) -> Result<()> {
         let unfinished = match self.phase {
             Phase::Ready => return Ok(()),
-            Phase::AdoptBuild | Phase::AdoptTake | Phase::AdoptMove => "adopt",
+            Phase::AdoptBuild | Phase::AdoptMove => "adopt",
             Phase::ReleaseBuild | Phase::ReleaseSwap | Phase::ReleaseRemove => "release",
         };
         Err(Error::Busy(format!(

@@ -54,7 +54,8 @@ impl Volume {
         self.read_base(file.id(), source, start, &mut image)?;
         let written = self.write_image(file.id(), to, start, &image, self.used_of(file, start, image.len() as u64));
         self.note_tier_writes(to, written)?;
-        let keep_copy = to < source;
+        // A copy is kept where room is cheapest: on the slowest tier.
+        let keep_copy = to < source && source.index() + 1 == self.tiers.len();
         Ok(self.flip_moved(file, first, blocks, source, to, keep_copy))
     }
 
@@ -77,7 +78,9 @@ impl Volume {
         }
         for block in (first.0..first.0 + blocks).map(BlockNo) {
             let prior = inner.map.get(block);
-            let new = Place { home: Home::Tier(to), copy: keep_copy.then_some(from) };
+            // The bytes are the same, so a copy further down is as valid as before.
+            let lower = prior.copy.filter(|copy| *copy > to);
+            let new = Place { home: Home::Tier(to), copy: lower.or(keep_copy.then_some(from)) };
             self.set_place(file.id(), &mut inner, block, new);
             self.window.lock().push(Applied { file: file.id(), block, prior, pieces: Vec::new(), wrote: Some(to) });
         }

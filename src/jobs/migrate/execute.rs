@@ -1,4 +1,4 @@
-//! Carrying out decisions, one block at a time.
+//! Carrying out decisions, a short run of blocks at a time.
 
 use super::journal::{JournalEntry, Outcome};
 use super::{Mover, Tally};
@@ -20,6 +20,8 @@ const LATENCY_SAMPLE: Duration = Duration::from_millis(250);
 const REST_MAX: Duration = Duration::from_secs(1);
 /// Hot misses taken from the queue at once, to be moved in file and offset order.
 const LANE_BATCH: usize = 64;
+/// Bytes copied with one read and one write (R24).
+const RUN_BYTES: u64 = 256 * 1024;
 /// How long the fast lane waits for a miss before it looks whether to stop.
 const LANE_WAIT: Duration = Duration::from_millis(200);
 
@@ -46,21 +48,32 @@ impl Mover {
     }
 
     fn work(&self, decisions: &[Decision], deadline: Instant, refused: Option<&Mutex<Vec<Decision>>>) {
+        let block_bytes = u64::from(self.recorder.settings().block_bytes);
         let mut open: Option<Arc<File>> = None;
-        for decision in decisions {
+        let mut left = decisions;
+        while let Some(first) = left.first() {
             if monotonic_now() >= deadline || self.stopped() {
                 return;
             }
-            let bytes = if decision.flip { 0 } else { u64::from(self.recorder.settings().block_bytes) };
-            if self.wait_for_turn(bytes) {
+            let adjacent = adjacent(left, RUN_BYTES / block_bytes);
+            let copied = if first.flip { 0 } else { adjacent as u64 * block_bytes };
+            if self.wait_for_turn(copied) {
                 return;
             }
-            let outcome = self.move_one(&mut open, decision);
-            match (outcome, refused) {
-                (Outcome::Refused, Some(refused)) => refused.lock().push(*decision),
-                // A failing device will not get better within this plan.
-                (Outcome::Failed, _) => return self.record(decision, outcome),
-                _ => self.record(decision, outcome),
+            let (moved, outcome) = self.move_adjacent(&mut open, first, adjacent);
+            for decision in left.iter().take(moved) {
+                self.record(decision, Outcome::Moved);
+            }
+            left = left.get(moved..).unwrap_or_default();
+            // The engine ends a run early at a block that it would not move with it; only a run of none is a refusal.
+            if moved == 0 {
+                match (outcome, refused) {
+                    (Outcome::Refused, Some(refused)) => refused.lock().push(*first),
+                    // A failing device will not get better within this plan.
+                    (Outcome::Failed, _) => return self.record(first, outcome),
+                    _ => self.record(first, outcome),
+                }
+                left = left.get(1..).unwrap_or_default();
             }
             std::thread::yield_now();
         }
@@ -95,27 +108,30 @@ impl Mover {
         backoff.2
     }
 
-    fn move_one(&self, open: &mut Option<Arc<File>>, decision: &Decision) -> Outcome {
-        let file = match open.take().filter(|file| file.id() == decision.file) {
+    /// Moves up to `count` blocks from the one that `first` names on; how many it moved.
+    fn move_adjacent(&self, open: &mut Option<Arc<File>>, first: &Decision, count: usize) -> (usize, Outcome) {
+        let file = match open.take().filter(|file| file.id() == first.file) {
             Some(file) => file,
-            None => match self.volume.file(decision.file) {
+            None => match self.volume.file(first.file) {
                 Ok(file) => file,
-                Err(_) => return Outcome::Refused,
+                Err(_) => return (0, Outcome::Refused),
             },
         };
-        let moved = self.volume.move_block(&file, decision.block, decision.to);
+        let moved = self.volume.move_run(&file, first.block, count as u64, first.to);
         *open = Some(file);
         match moved {
-            Ok(true) => {
+            Ok(0) | Err(Error::NoSpace | Error::Untrusted { .. } | Error::WouldWait) => (0, Outcome::Refused),
+            Ok(moved) => {
                 let mut outlook = self.outlook.lock();
                 let number = outlook.number;
-                outlook.moved.insert((decision.file, decision.block), number);
-                Outcome::Moved
+                let blocks = (first.block.0..first.block.0 + moved).map(|block| ((first.file, BlockNo(block)), number));
+                outlook.moved.extend(blocks);
+                (usize::try_from(moved).unwrap_or(count).min(count), Outcome::Moved)
             }
-            Ok(false) | Err(Error::NoSpace | Error::Untrusted { .. } | Error::WouldWait) => Outcome::Refused,
             Err(error) => {
-                tracing::warn!(%error, file = %decision.file, block = %decision.block, to = %decision.to, "cannot move a block");
-                Outcome::Failed
+                let Decision { file, block, to, .. } = first;
+                tracing::warn!(%error, %file, %block, %to, "cannot move a block");
+                (0, Outcome::Failed)
             }
         }
     }
@@ -157,7 +173,7 @@ impl Mover {
                     return;
                 }
                 let decision = Decision { file, block, from, to, reason, gain_us: 0.0, flip: false };
-                let outcome = self.move_one(&mut open, &decision);
+                let (_, outcome) = self.move_adjacent(&mut open, &decision, 1);
                 self.tally.lock().fast_lane += u64::from(outcome == Outcome::Moved);
                 self.record(&decision, outcome);
             }
@@ -179,4 +195,15 @@ impl Mover {
         // A pin is the planner's business.
         self.pins.lock().get(&file).is_none().then_some((to, reason))
     }
+}
+
+/// How many decisions from the first on move neighbouring blocks the same way, at most `most`.
+fn adjacent(decisions: &[Decision], most: u64) -> usize {
+    let Some(first) = decisions.first() else { return 0 };
+    let alike = |(offset, one): &(u64, &Decision)| {
+        let place = (one.file, one.from, one.to, one.flip);
+        place == (first.file, first.from, first.to, first.flip) && one.block.0 == first.block.0 + offset
+    };
+    let run = (0u64..most.max(1)).zip(decisions).take_while(alike).count();
+    if first.flip { 1 } else { run }
 }

@@ -102,7 +102,7 @@ mod tests {
         let text = String::from_utf8(encode(&sample()).unwrap()).unwrap();
         assert_eq!(
             text,
-            r#"{"format":"heatfs pins","version":1,"pins":[{"file":"0000000000000007","tier":"hdd"},{"file":"0000000000001234","tier":"nvme"}],"crc32c":"GOLDEN"}"#
+            r#"{"format":"heatfs pins","version":1,"pins":[{"file":"0000000000000007","tier":"hdd"},{"file":"0000000000001234","tier":"nvme"}],"crc32c":"27a5272a"}"#
         );
         assert_eq!(decode(text.as_bytes()).unwrap(), sample());
     }

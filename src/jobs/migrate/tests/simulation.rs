@@ -415,6 +415,7 @@ fn simulate_the_bench_when_asked() {
             let scenario = Scenario { block_bytes, copies_stay, images_cached, ..PGBENCH };
             let outcome = simulate(scenario);
             eprintln!("{:3} KiB copies {copies_stay} images {images_cached}: {outcome:?}", block_bytes / 1024);
+            assert!(outcome.moved_per_epoch < 20_000.0);
         }
     }
 }

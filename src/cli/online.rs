@@ -1,0 +1,162 @@
+//! Commands that are a request to the daemon and a rendering of its answer.
+
+use super::args::Choice;
+use super::{out, progress, show};
+use crate::control::client::{Client, query_value};
+use crate::control::protocol::{
+    self, DoneReply, ExplainReply, Health, JobReply, PinRequest, StatusReply, StopRequest, TiersReply,
+};
+use crate::daemon::quantity::{parse_bytes, rounded_bytes, show_span};
+use crate::error::Error;
+use crate::jobs::migrate::{JournalEntry, Outcome};
+use crate::units::WallNs;
+use anyhow::{Result, anyhow};
+use serde::Serialize;
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+pub(super) fn status(volume: &Choice, as_json: bool) -> Result<()> {
+    let status: StatusReply = volume.client()?.get(protocol::STATUS)?;
+    match as_json {
+        true => out::json(&status)?,
+        false => out::text(&show::status(&status))?,
+    }
+    match status.health {
+        Health::Healthy => Ok(()),
+        Health::Degraded | Health::ReadOnly => Err(anyhow!("volume {} is {}", status.name, status.health)),
+    }
+}
+
+pub(super) fn tiers(volume: &Choice, as_json: bool) -> Result<()> {
+    let reply: TiersReply = volume.client()?.get(protocol::TIERS)?;
+    match as_json {
+        true => out::json(&reply),
+        false => out::text(&show::tiers(&reply.tiers)),
+    }
+}
+
+fn done(reply: &DoneReply, as_json: bool) -> Result<()> {
+    match as_json {
+        true => out::json(reply),
+        false => out::text(&format!("{}\n", reply.message)),
+    }
+}
+
+fn post_done(client: &Client, target: &str, request: &impl Serialize, as_json: bool) -> Result<()> {
+    done(&client.post(target, request)?, as_json)
+}
+
+pub(super) fn checkpoint(volume: &Choice, as_json: bool) -> Result<()> {
+    post_done(&volume.client()?, protocol::CHECKPOINT, &serde_json::json!({}), as_json)
+}
+
+pub(super) fn stop(volume: &Choice, force: bool, as_json: bool) -> Result<()> {
+    post_done(&volume.client()?, protocol::STOP, &StopRequest { force }, as_json)
+}
+
+pub(super) fn settle(volume: &Choice, as_json: bool) -> Result<()> {
+    let client = volume.client()?;
+    let started: JobReply = client.post(protocol::SETTLE, &serde_json::json!({}))?;
+    let ended = progress::follow(&client, started)?;
+    match as_json {
+        true => out::json(&ended),
+        false => out::text(&format!(
+            "settled {} in {}\n",
+            rounded_bytes(ended.done_bytes),
+            show_span(Duration::from_millis(ended.elapsed_ms))
+        )),
+    }
+}
+
+/// As the daemon wants it: absolute if it exists from here, else as typed, which the daemon takes as relative to the mount.
+pub(super) fn wire_path(path: &Path) -> String {
+    let absolute = match path.symlink_metadata() {
+        Ok(_) => path.canonicalize().or_else(|_| std::path::absolute(path)).ok(),
+        Err(_) => None,
+    };
+    absolute.as_deref().unwrap_or(path).to_string_lossy().into_owned()
+}
+
+pub(super) fn pin(volume: &Choice, path: &Path, tier: Option<String>, as_json: bool) -> Result<()> {
+    post_done(&volume.client()?, protocol::PIN, &PinRequest { path: wire_path(path), tier }, as_json)
+}
+
+pub(super) fn unpin(volume: &Choice, path: &Path, as_json: bool) -> Result<()> {
+    post_done(&volume.client()?, protocol::UNPIN, &PinRequest { path: wire_path(path), tier: None }, as_json)
+}
+
+/// `PATH:OFFSET`, unless a file of exactly that name exists.
+fn split_place(place: &str) -> Result<(&str, u64)> {
+    match place.rsplit_once(':') {
+        Some((path, offset)) if Path::new(place).symlink_metadata().is_err() => {
+            let bytes = parse_bytes(offset).map_err(|allowed| Error::Invalid(format!("offset `{offset}`: {allowed}")))?;
+            Ok((path, bytes))
+        }
+        _ => Ok((place, 0)),
+    }
+}
+
+pub(super) fn explain(volume: &Choice, place: &str, as_json: bool) -> Result<()> {
+    let (path, offset) = split_place(place)?;
+    let path = query_value(&wire_path(Path::new(path)));
+    let reply: ExplainReply = volume.client()?.get(&format!("{}?path={path}&offset={offset}", protocol::EXPLAIN))?;
+    match as_json {
+        true => out::json(&reply),
+        false => out::text(&explanation(&reply)),
+    }
+}
+
+fn explanation(reply: &ExplainReply) -> String {
+    let found = &reply.explanation;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name:<12}{value}");
+    };
+    let (start, end) = (found.block.0 * reply.block_bytes, (found.block.0 + 1) * reply.block_bytes);
+    line("file", format!("{} ({}, id {})", reply.path, rounded_bytes(reply.size_bytes), found.file));
+    line("block", format!("{}, bytes {start} to {}", found.block, end.min(reply.size_bytes).saturating_sub(1).max(start)));
+    line("is on", found.tier.clone().unwrap_or_else(|| "no tier: a hole, or only in the log so far".to_owned()));
+    line("heat", format!("{:.3} accesses per epoch; hotter than {:.1} % of all blocks", found.heat, found.temperature * 100.0));
+    if let Some(tier) = &found.pinned_to {
+        line("pinned to", tier.clone());
+    }
+    if let Some(tier) = &found.belongs_on {
+        line("belongs on", tier.clone());
+    }
+    line("why", found.why.clone());
+    for entry in &found.history {
+        line("decided", decision(entry, &reply.tiers));
+    }
+    text
+}
+
+fn decision(entry: &JournalEntry, tiers: &[String]) -> String {
+    let name = |tier: crate::units::TierId| tiers.get(tier.index()).map_or("?", String::as_str);
+    let outcome = match entry.outcome {
+        Outcome::Moved => "moved",
+        Outcome::Refused => "given up: it was written meanwhile, or there was no room",
+        Outcome::Failed => "failed",
+    };
+    format!("{}: {} to {}: {}; {outcome}", ago(entry.at), name(entry.from), name(entry.to), entry.reason)
+}
+
+fn ago(at: WallNs) -> String {
+    let passed = crate::device::clock::wall_now().0.saturating_sub(at.0);
+    format!("{} ago", show_span(Duration::from_nanos(u64::try_from(passed).unwrap_or(0))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split_place;
+
+    #[test]
+    fn places() {
+        assert_eq!(split_place("base/5/1259").expect("split"), ("base/5/1259", 0));
+        assert_eq!(split_place("base/5/1259:8192").expect("split"), ("base/5/1259", 8192));
+        assert_eq!(split_place("a:b:1MiB").expect("split"), ("a:b", 1 << 20));
+        let error = split_place("base/5/1259:much").expect_err("refused").to_string();
+        assert!(error.contains("`much`"), "{error}");
+    }
+}

@@ -1,0 +1,298 @@
+//! The tiers of a volume as a job sees them: canonical paths on real filesystems.
+
+use super::mounts::Mounts;
+use super::survey::read_dir;
+use crate::device::real::{Capabilities, RealDevice};
+use crate::error::{Error, Result};
+use crate::ondisk::identity::NAME_MAX_BYTES;
+use crate::tier::identity::{IDENTITY_FILE, LOCK_FILE, Locks, Place};
+use crate::units::TierId;
+use crate::volume::Tier;
+use std::fs::{self, File};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What a volume keeps on the fastest tier besides its directories.
+const VOLUME_FILES: [&str; 5] = ["state.redb", "heat.bin", "heat.bin.new", "pins.json", "pins.json.new"];
+
+/// One tier of a plan, as the user named it; a plan lists them fastest first.
+#[derive(Clone, Debug)]
+pub struct TierPlan {
+    pub name: String,
+    pub path: PathBuf,
+    /// Bytes that block images may take; None: what the filesystem has, less `reserve_bytes`.
+    pub budget_bytes: Option<u64>,
+    pub reserve_bytes: u64,
+}
+
+/// The tiers of a plan, opened.
+pub(super) struct Backing {
+    plans: Vec<TierPlan>,
+    /// Absolute and without symbolic links.
+    paths: Vec<PathBuf>,
+    pub places: Vec<Place>,
+}
+
+impl Backing {
+    /// Errors: `Invalid` for names and paths that cannot be, `WrongTier` for a path that is missing.
+    pub fn open(plans: &[TierPlan]) -> Result<Backing> {
+        check_names(plans)?;
+        let listed: Vec<(String, PathBuf)> = plans.iter().map(|t| (t.name.clone(), t.path.clone())).collect();
+        let places = Place::open_all(&listed)?;
+        let mut paths = Vec::with_capacity(plans.len());
+        for plan in plans {
+            let path = fs::canonicalize(&plan.path);
+            paths.push(path.map_err(|e| Error::io("resolve", plan.path.display().to_string(), e))?);
+        }
+        for (index, path) in paths.iter().enumerate() {
+            for (other, other_path) in paths.iter().enumerate().skip(index + 1) {
+                if path.starts_with(other_path) || other_path.starts_with(path) {
+                    return Err(Error::Invalid(format!(
+                        "tiers `{}` ({}) and `{}` ({}) overlap: give each a directory of its own",
+                        plans[index].name,
+                        path.display(),
+                        plans[other].name,
+                        other_path.display()
+                    )));
+                }
+            }
+        }
+        Ok(Backing { plans: plans.to_vec(), paths, places })
+    }
+
+    /// Refuses a directory that holds a tier or lies in one, of this volume or of another.
+    pub fn refuse_overlap(&self, directory: &Path) -> Result<()> {
+        for (plan, path) in self.plans.iter().zip(&self.paths) {
+            if path.starts_with(directory) || directory.starts_with(path) {
+                return Err(Error::Invalid(format!(
+                    "tier `{}` at {} and the directory {} overlap: heatfs mounted there would hide its own tier",
+                    plan.name,
+                    path.display(),
+                    directory.display()
+                )));
+            }
+        }
+        match directory.ancestors().find(|above| above.join(IDENTITY_FILE).exists()) {
+            None => Ok(()),
+            Some(above) => Err(Error::Invalid(format!(
+                "{} lies inside {}, which is a tier of a heatfs volume",
+                directory.display(),
+                above.display()
+            ))),
+        }
+    }
+
+    pub fn path(&self, tier: TierId) -> &Path {
+        &self.paths[tier.index()]
+    }
+
+    pub fn name(&self, tier: TierId) -> &str {
+        &self.plans[tier.index()].name
+    }
+
+    pub fn budget(&self, tier: TierId) -> Option<u64> {
+        self.plans[tier.index()].budget_bytes
+    }
+
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = TierId> + ExactSizeIterator + use<> {
+        (0..u8::try_from(self.paths.len()).unwrap_or(u8::MAX)).map(TierId)
+    }
+
+    pub fn by_name(&self, name: &str) -> Result<TierId> {
+        let names = || self.plans.iter().map(|plan| plan.name.as_str()).collect::<Vec<_>>().join(", ");
+        let found = self.ids().find(|id| self.name(*id) == name);
+        found.ok_or_else(|| Error::Invalid(format!("no tier is named `{name}`; there are: {}", names())))
+    }
+
+    /// Where names and attributes lie.
+    pub fn home(&self) -> PathBuf {
+        self.paths[0].join("home")
+    }
+
+    /// The mount's root, as home has it.
+    pub fn tree(&self) -> PathBuf {
+        self.home().join("tree")
+    }
+
+    pub fn lock(&self) -> Result<Locks> {
+        let listed: Vec<(String, &Path)> =
+            self.plans.iter().zip(&self.paths).map(|(plan, path)| (plan.name.clone(), path.as_path())).collect();
+        Locks::take(&listed)
+    }
+
+    pub fn engine_tiers(&self) -> Vec<Tier> {
+        let tiers = self.plans.iter().zip(&self.places);
+        tiers
+            .map(|(plan, place)| Tier {
+                name: plan.name.clone(),
+                device: Arc::clone(&place.device),
+                budget_bytes: plan.budget_bytes,
+                reserve_bytes: plan.reserve_bytes,
+            })
+            .collect()
+    }
+
+    /// The paths are nobody's again. Tier 0 last: its phase is what tells that there is something to finish.
+    pub fn remove_identities(&self) -> Result<()> {
+        for (place, path) in self.places.iter().zip(&self.paths).rev() {
+            place.remove_identity()?;
+            remove_file(&path.join(LOCK_FILE))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the lock files that a job which came no further left in paths that are nobody's.
+    pub fn remove_stray_locks(&self) -> Result<()> {
+        for (place, path) in self.places.iter().zip(&self.paths) {
+            if place.identity()?.is_none() && Locks::holder(path).is_none() {
+                remove_file(&path.join(LOCK_FILE))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything on every tier durable.
+    pub fn sync_all(&self) -> Result<()> {
+        self.places.iter().try_for_each(|place| {
+            place.device.sync_all().map_err(|e| Error::io("sync the filesystem of", place.device.path(), e))
+        })
+    }
+
+    /// What each tier's filesystem can do. Errors: `WrongTier` for one that lacks what heatfs cannot do without.
+    pub fn probe(&self) -> Result<Vec<Capabilities>> {
+        let mut found = Vec::with_capacity(self.plans.len());
+        for (plan, path) in self.plans.iter().zip(&self.paths) {
+            let shown = path.display().to_string();
+            let wrong = |why: String| Error::WrongTier { tier: plan.name.clone(), path: shown.clone(), why };
+            let device = RealDevice::at(path).map_err(|e| Error::io("open", shown.clone(), e))?;
+            let able = device.probe().map_err(|e| match e.kind() {
+                std::io::ErrorKind::ReadOnlyFilesystem => wrong("the filesystem is mounted read-only".to_owned()),
+                _ => Error::io("probe", shown.clone(), e),
+            })?;
+            for (has, what) in [(able.user_xattr, "extended attributes (user_xattr)"), (able.punch, "hole punching")] {
+                if !has {
+                    return Err(wrong(format!("its filesystem ({}) has no {what}, which heatfs needs", able.fs_type)));
+                }
+            }
+            found.push(able);
+        }
+        Ok(found)
+    }
+
+    /// Tiers between which and `directory` a rename is possible.
+    pub fn on_mount_of(&self, directory: &Path, mounts: &Mounts) -> Result<Vec<TierId>> {
+        let device = |path: &Path| {
+            let meta = fs::metadata(path).map_err(|e| Error::io("stat", path.display().to_string(), e))?;
+            Ok::<u64, Error>(meta.dev())
+        };
+        let (wanted, point) = (device(directory)?, mounts.of(directory));
+        let mut found = Vec::new();
+        for id in self.ids() {
+            if device(self.path(id))? == wanted && mounts.of(self.path(id)) == point {
+                found.push(id);
+            }
+        }
+        Ok(found)
+    }
+
+    /// `name at path (on mount), ...` for messages.
+    pub fn describe(&self, mounts: &Mounts) -> String {
+        let one = |id| {
+            let path = self.path(id);
+            format!("`{}` at {} (filesystem mounted at {})", self.name(id), path.display(), mounts.of(path).display())
+        };
+        self.ids().map(one).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn check_names(plans: &[TierPlan]) -> Result<()> {
+    if plans.is_empty() || plans.len() > TierId::MAX_TIERS {
+        return Err(Error::Invalid(format!("{} tiers given; 1 to {} are allowed", plans.len(), TierId::MAX_TIERS)));
+    }
+    for (index, plan) in plans.iter().enumerate() {
+        let proper = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if plan.name.is_empty() || plan.name.len() > NAME_MAX_BYTES || !plan.name.chars().all(proper) {
+            return Err(Error::Invalid(format!(
+                "tier name `{}`: 1 to {NAME_MAX_BYTES} letters, digits, `-` and `_` are allowed",
+                plan.name
+            )));
+        }
+        if plans[..index].iter().any(|other| other.name == plan.name) {
+            return Err(Error::Invalid(format!("two tiers are named `{}`", plan.name)));
+        }
+    }
+    Ok(())
+}
+
+/// Makes a directory that only its owner may enter; no error when it is there.
+pub(super) fn make_private_dir(path: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|e| Error::io("create", path.display().to_string(), e))
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_dir(path: &Path) -> Result<()> {
+    let sync = || File::open(path)?.sync_all();
+    sync().map_err(|e| Error::io("sync", path.display().to_string(), e))
+}
+
+/// Moves a name, and makes both directories durable.
+pub(super) fn rename_durably(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|e| Error::io("rename", format!("{} to {}", from.display(), to.display()), e))?;
+    for parent in [to.parent(), from.parent()].into_iter().flatten() {
+        sync_dir(parent)?;
+    }
+    Ok(())
+}
+
+/// Removes a directory tree of ours; nothing happens when there is none.
+pub(super) fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path.display().to_string(), e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes one file of ours; nothing happens when there is none.
+pub(super) fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path.display().to_string(), e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Is there something of this name (a dangling symbolic link counts)?
+pub(super) fn exists(path: &Path) -> Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::io("stat", path.display().to_string(), e)),
+    }
+}
+
+/// Removes the log and the state from the fastest tier.
+pub(super) fn remove_engine_files(fastest: &Path) -> Result<()> {
+    remove_tree(&fastest.join("log"))?;
+    VOLUME_FILES.iter().try_for_each(|name| remove_file(&fastest.join(name)))
+}
+
+/// Removes the directories of objects from a tier. Errors: `Busy` if there still are objects in them.
+pub(super) fn remove_empty_objects(tier: &Path) -> Result<()> {
+    let objects = tier.join("objects");
+    if !exists(&objects)? {
+        return Ok(());
+    }
+    for dir in read_dir(&objects)? {
+        remove_dir(&dir)?;
+    }
+    remove_dir(&objects)
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    fs::remove_dir(path).map_err(|e| Error::io("remove", path.display().to_string(), e))
+}

@@ -1,0 +1,14 @@
+//! Real mounts: what applications see. Needs root and /dev/fuse; says so where it cannot run.
+#![allow(unsafe_code)]
+
+mod content;
+mod faults;
+mod names;
+mod owners;
+mod server;
+
+/// Not a test: the serving side of all of them.
+#[test]
+fn serve() {
+    server::serve();
+}
