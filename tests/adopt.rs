@@ -255,10 +255,13 @@ fn fill(data: &Path) {
         std::os::unix::fs::chown(data.join("empty"), Some(12345), Some(54321)).unwrap();
         std::os::unix::fs::lchown(data.join("leaving"), Some(12345), Some(54321)).unwrap();
         fs::set_permissions(data.join("empty"), fs::Permissions::from_mode(0o4755)).unwrap();
-        mknod(&data.join("null"), SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), nix::sys::stat::makedev(1, 3)).unwrap();
+        mknod(&data.join("null"), SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), nix::sys::stat::makedev(1, 3))
+            .unwrap();
     }
     fs::set_permissions(data, fs::Permissions::from_mode(0o700)).unwrap();
-    for (name, time) in [("leaving", 5), ("sparse", 1_000_000), ("base/1/16384", -7), ("base/1", 77), ("base", 78), ("", 79)] {
+    for (name, time) in
+        [("leaving", 5), ("sparse", 1_000_000), ("base/1/16384", -7), ("base/1", 77), ("base", 78), ("", 79)]
+    {
         set_mtime(&data.join(name), time);
     }
 }

@@ -117,7 +117,7 @@ fn serve(volume: &args::Choice) -> Result<()> {
 /// Words of the daemon go to standard error; journald adds the time itself.
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HEATFS_LOG");
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,fuser=warn"));
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,fuser=warn,fuser::reply=off"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -280,10 +280,31 @@ impl Scanner<'_> {
                 }
             }
         }
+        self.refuse_headless(segment_seq, end_group_seq, &later)?;
         match self.firsts.values().find(|first| first.header.segment_seq > segment_seq && later(first)) {
             Some(first) => Err(self.broken(first.header.segment_seq, 0, end_group_seq, first.header.group_seq)),
             None => Ok(()),
         }
+    }
+
+    /// A later segment whose first header is damaged is not known as a segment: its second group gives it away. A group
+    /// is at most half of [`SCAN_BYTES`], so that the second one begins in the first piece.
+    fn refuse_headless(&self, segment_seq: u64, end: u64, later: &dyn Fn(&SummaryGroup) -> bool) -> Result<()> {
+        let known: Vec<usize> = self.firsts.keys().map(|&seq| self.geometry.slot(seq)).collect();
+        for slot in (0..self.files.len()).filter(|slot| !known.contains(slot)) {
+            let len = usize::try_from(self.geometry.segment_bytes).map_or(SCAN_BYTES, |len| len.min(SCAN_BYTES));
+            for (index, page) in self.read(slot, 0, len)?.chunks_exact(PAGE).enumerate() {
+                let offset = (index * PAGE) as u64;
+                if page.starts_with(&MAGIC)
+                    && let Some(group) = self.header_at(slot, offset)?
+                    && group.header.segment_seq > segment_seq
+                    && later(&group)
+                {
+                    return Err(self.broken(group.header.segment_seq, 0, end, group.header.group_seq));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn broken(&self, segment_seq: u64, offset: u64, missing: u64, found: u64) -> Error {

@@ -103,7 +103,7 @@ impl Log {
             Some(start) => (start.first_group_seq, start.previous_checksum),
             None => (chain.next_group_seq, chain.previous_checksum),
         };
-        let segment_seq = start.map_or_else(|| segment_seq.max(self.head_segment_seq()), |start| start.segment_seq);
+        let segment_seq = start.map_or(segment_seq, |start| start.segment_seq);
         RedoPoint { segment_seq, first_group_seq, previous_checksum, durable_group_seq: chain.next_group_seq }
     }
 

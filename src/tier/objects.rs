@@ -82,7 +82,9 @@ impl Objects {
         }
         let dir = object_dir(id);
         self.device.create_dir_all(&dir).map_err(|e| Error::io("create", self.full(&dir), e))?;
-        self.fresh.lock().insert(id);
+        // Held across the creation: a sync of names meanwhile would take the entry before there is a name to sync.
+        let mut fresh = self.fresh.lock();
+        fresh.insert(id);
         let mode = OpenMode { create: true, ..mode };
         self.device.open(&path, mode).map(Some).map_err(|e| Error::io("create", self.full(&path), e))
     }

@@ -113,6 +113,7 @@ impl Volume {
     }
 
     fn check_file(&self, file: &File, deep: bool, findings: &mut Vec<Finding>) {
+        let _reading = self.readers.enter();
         let (places, extents): (Vec<_>, Vec<_>) = {
             let inner = file.read();
             (inner.map.iter().collect(), inner.overlay.iter().collect())
@@ -148,8 +149,16 @@ impl Volume {
         }
     }
 
-    /// Files that durable state knows but `known` does not, among ids issued before this mount (R12): what an unclean stop left behind.
+    /// Files that durable state, the log or an object knows but `known` does not, among ids issued before this mount (R12): what an
+    /// unclean stop left behind. [`Volume::remove`] frees them.
     pub fn orphans(&self, known: &std::collections::HashSet<FileId>, limit_before: u64) -> Vec<FileId> {
-        self.files().into_iter().filter(|id| id.0 < limit_before && !known.contains(id)).collect()
+        let mut ids = self.files();
+        for objects in &self.objects {
+            ids.extend(objects.list().unwrap_or_default());
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids.retain(|id| id.0 > 0 && id.0 < limit_before && !known.contains(id));
+        ids
     }
 }

@@ -139,7 +139,7 @@ impl Volume {
     }
 
     fn assemble(tiers: Vec<Tier>, options: Options, state: State, meta: Meta, log: Log) -> Volume {
-        let slots = meta.segments as usize;
+        let (slots, tiers_len) = (meta.segments as usize, tiers.len());
         Volume {
             objects: tiers.iter().map(|tier| Objects::new(tier.device.clone())).collect(),
             space: SpaceBook::new(tiers.len(), u64::from(options.block_bytes)),
@@ -164,6 +164,9 @@ impl Volume {
             window: Mutex::default(),
             vacated: Mutex::default(),
             checkpointing: Mutex::new(()),
+            losses: (0..tiers_len).map(|_| AtomicU64::new(0)).collect(),
+            log_full_wait_ms: AtomicU64::new(super::io::LOG_FULL_WAIT_MS),
+            unloads: AtomicU64::new(0),
             lost_writes: Mutex::default(),
             readers: readers::Readers::default(),
             degraded: Mutex::default(),
@@ -321,10 +324,17 @@ impl Volume {
             return Ok(());
         }
         self.check_writable()?;
+        let last = self.log.last_lsn();
         self.coalesce_all(&mut |_, _| {})?;
         self.checkpoint()?;
         self.checkpoint()?;
         self.closed.store(true, Ordering::Release);
+        // Whoever was about to append has done so, or sees `closed`.
+        drop(self.appends.write());
+        if self.log.last_lsn() != last {
+            tracing::warn!("somebody wrote while the volume was shut down; the next mount replays it");
+            return self.sync_log();
+        }
         let mut meta = self.meta.lock();
         meta.redo = self.log.redo_point_behind_all();
         meta.clean = true;

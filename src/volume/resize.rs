@@ -96,9 +96,10 @@ impl Volume {
         length: impl Fn(&Inner) -> u64,
         apply: impl Fn(&mut Inner, Lsn),
     ) -> Result<()> {
+        let mut patience = self.patience();
         loop {
-            self.check_writable()?;
             let append = self.appends.read();
+            self.check_writable()?;
             let mut inner = file.write();
             let length = length(&inner);
             let (let_die, tier, score) = (false, TIER_UNSET, 0);
@@ -107,13 +108,15 @@ impl Volume {
                 Ok(appended) => {
                     apply(&mut inner, appended.lsn);
                     file.set_last_lsn(appended.lsn);
-                    drop((inner, append));
+                    drop(inner);
+                    // Before a freeze may come in between: it would move the redo point past this record, but not write the row.
                     self.list_dirty(file);
+                    drop(append);
                     return Ok(());
                 }
                 Err(Error::LogFull) => {
                     drop((inner, append));
-                    self.wait_for_log_room()?;
+                    self.wait_for_log_room(&mut patience)?;
                 }
                 Err(error) => return Err(error),
             }
@@ -127,21 +130,19 @@ impl Volume {
         let block_bytes = self.block_bytes();
         let end = end.min(inner.map.end().0 * block_bytes);
         let mut runs: Vec<Extent> = Vec::new();
-        let mut at = start;
-        while at < end {
-            let block = self.block_of(at);
-            let stop = (self.block_start(block) + block_bytes).min(end);
-            let whole = at == self.block_start(block) && stop == at + block_bytes;
-            match inner.map.get(block).home {
+        let mut released = Vec::new();
+        for (block, place) in inner.map.range(self.block_of(start), BlockNo(end.div_ceil(block_bytes))) {
+            let (from, stop) = (self.block_start(block).max(start), (self.block_start(block) + block_bytes).min(end));
+            match place.home {
                 Home::Tier(_) => match runs.last_mut() {
-                    Some(run) if run.end == at => run.end = stop,
-                    _ => runs.push(Extent { start: at, end: stop, source: Source::Zeros(lsn.0) }),
+                    Some(run) if run.end == from => run.end = stop,
+                    _ => runs.push(Extent { start: from, end: stop, source: Source::Zeros(lsn.0) }),
                 },
-                Home::Promised if whole && promises == Promises::Release => self.take_back_promises(inner, &[block]),
+                Home::Promised if stop - from == block_bytes && promises == Promises::Release => released.push(block),
                 Home::Promised | Home::Hole => {}
             }
-            at = stop;
         }
+        self.take_back_promises(inner, &released);
         for run in runs {
             self.note_touched(lsn, file, self.block_of(run.start), self.block_of(run.end - 1));
             inner.overlay.insert(run, &mut self.ledger());
@@ -160,12 +161,23 @@ impl Volume {
             let block = self.block_of(at);
             let stop = (self.block_start(block) + self.block_bytes()).min(size);
             let data = self.has_data(&inner, block);
+            if !data && what == Seek::Data {
+                at = self.next_entry(&inner, stop, size);
+                continue;
+            }
             if data == (what == Seek::Data) {
                 return Some(at);
             }
             at = stop;
         }
         (what == Seek::Hole).then_some(size)
+    }
+
+    /// The next offset from `at` on at which the map or the overlay has anything; `size` when there is none.
+    fn next_entry(&self, inner: &Inner, at: u64, size: u64) -> u64 {
+        let mapped = inner.map.range(self.block_of(at), BlockNo(u64::MAX)).next().map(|(block, _)| self.block_start(block));
+        let logged = inner.overlay.range(at, size).next().map(|extent| extent.start);
+        [mapped, logged].into_iter().flatten().min().unwrap_or(size).clamp(at, size.max(at))
     }
 
     fn has_data(&self, inner: &Inner, block: BlockNo) -> bool {

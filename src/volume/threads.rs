@@ -109,7 +109,11 @@ impl Volume {
     }
 
     fn maintain_once(&self, idle: bool, checkpoint_time: bool) -> Result<()> {
-        self.refresh_budgets()?;
+        // A tier that cannot say what it has left keeps its last budget; the log is drained all the same.
+        match self.refresh_budgets() {
+            Ok(()) => self.restore_health("budgets"),
+            Err(error) => self.degrade("budgets", error.to_string()),
+        }
         if self.log_fill() >= self.options.coalesce_at_fill {
             return self.make_log_room();
         }
