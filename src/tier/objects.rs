@@ -123,7 +123,9 @@ impl Objects {
         match self.device.list(dir) {
             Ok(names) => Ok(names),
             // What is no directory is none of ours; `check` tells of it.
-            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(Vec::new()),
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+                Ok(Vec::new())
+            }
             Err(e) => Err(Error::io("list", self.full(dir), e)),
         }
     }

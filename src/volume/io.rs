@@ -122,7 +122,8 @@ impl Volume {
     pub(super) fn promise_holes(&self, inner: &mut Inner, start: u64, end: u64) -> Result<Vec<BlockNo>> {
         let (first, last) = (self.block_of(start), self.block_of(end - 1));
         // A range that cannot fit whatever is in it is refused before its blocks are listed.
-        let held = inner.image_blocks + inner.promised_blocks + u64::try_from(self.space.unpromised_blocks()).unwrap_or(0);
+        let held =
+            inner.image_blocks + inner.promised_blocks + u64::try_from(self.space.unpromised_blocks()).unwrap_or(0);
         if last.0 - first.0 > held {
             return Err(Error::NoSpace);
         }
@@ -182,7 +183,9 @@ impl Volume {
         }
         patience.rounds += 1;
         if self.maintenance.is_running() {
-            if now.duration_since(patience.since).as_millis() > u128::from(self.log_full_wait_ms.load(Ordering::Relaxed)) {
+            if now.duration_since(patience.since).as_millis()
+                > u128::from(self.log_full_wait_ms.load(Ordering::Relaxed))
+            {
                 return Err(Error::LogFull);
             }
             self.wake_maintenance();
@@ -250,7 +253,9 @@ impl Volume {
             let stop = (self.block_start(block) + self.block_bytes()).min(end);
             let piece = inner.map.get(block).tier().map_or(Piece::Zeros, Piece::Base);
             match (pieces.last_mut(), &piece) {
-                (Some(last), Piece::Base(tier)) if last.end == at && matches!(last.piece, Piece::Base(t) if t == *tier) => {
+                (Some(last), Piece::Base(tier))
+                    if last.end == at && matches!(last.piece, Piece::Base(t) if t == *tier) =>
+                {
                     last.end = stop;
                 }
                 _ => pieces.push(PlannedPiece { start: at, end: stop, piece }),

@@ -360,7 +360,8 @@ impl Volume {
         let mut inner = file::Inner::default();
         let mut log_file = false;
         if let Some((row, chunks)) = self.state.file(id)? {
-            (inner.size_bytes, inner.mtime, inner.ctime, log_file) = (row.size_bytes, row.mtime, row.ctime, row.log_file);
+            (inner.size_bytes, inner.mtime, inner.ctime, log_file) =
+                (row.size_bytes, row.mtime, row.ctime, row.log_file);
             for (index, bytes) in chunks {
                 inner.map.load_chunk(index, &bytes);
             }

@@ -113,14 +113,16 @@ impl Volume {
             let why = format!("the volume's tiers are {:?}, fastest first, but {names:?} were given", meta.tiers);
             return Err(Error::Invalid(why));
         }
-        (options.block_bytes, options.segment_bytes, options.segments) = (meta.block_bytes, meta.segment_bytes, meta.segments);
+        (options.block_bytes, options.segment_bytes, options.segments) =
+            (meta.block_bytes, meta.segment_bytes, meta.segments);
         check_options(&options, tiers.len())?;
         let mut groups = Vec::new();
         let geometry = geometry_of(&meta);
-        let replayed = log::recover(&fastest.device, geometry, meta.volume, meta.redo, &mut |address, header: &GroupHeader| {
-            groups.push(ReplayGroup { address, wall: header.wall, records: header.records.clone() });
-            Ok(())
-        })?;
+        let replayed =
+            log::recover(&fastest.device, geometry, meta.volume, meta.redo, &mut |address, header: &GroupHeader| {
+                groups.push(ReplayGroup { address, wall: header.wall, records: header.records.clone() });
+                Ok(())
+            })?;
         let recovery = Recovery {
             was_clean: meta.clean && groups.is_empty(),
             groups_replayed: replayed.groups,
@@ -300,7 +302,14 @@ impl Volume {
     }
 
     /// Adopting: the file's bytes already lie in its object on `tier`; `data` names the ranges that are not holes. Durable after a checkpoint.
-    pub fn import_file(&self, id: FileId, size_bytes: u64, mtime: WallNs, tier: TierId, data: &[(u64, u64)]) -> Result<()> {
+    pub fn import_file(
+        &self,
+        id: FileId,
+        size_bytes: u64,
+        mtime: WallNs,
+        tier: TierId,
+        data: &[(u64, u64)],
+    ) -> Result<()> {
         let file = self.file(id)?;
         let _flip = self.gate.read();
         let mut inner = file.write();

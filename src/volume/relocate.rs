@@ -79,7 +79,15 @@ impl Volume {
         self.space.free_blocks(to) >= blocks && self.space.unpromised_blocks() >= blocks
     }
 
-    fn flip_moved(&self, file: &Arc<File>, first: BlockNo, blocks: u64, from: TierId, wrote: Wrote, keep_copy: bool) -> u64 {
+    fn flip_moved(
+        &self,
+        file: &Arc<File>,
+        first: BlockNo,
+        blocks: u64,
+        from: TierId,
+        wrote: Wrote,
+        keep_copy: bool,
+    ) -> u64 {
         let to = wrote.tier;
         let _flip = self.gate.read();
         let mut inner = file.write();

@@ -123,7 +123,8 @@ impl State {
         }
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
-        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.create_with_backend(Backend { file })));
+        let opened =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.create_with_backend(Backend { file })));
         match opened {
             Ok(Ok(db)) => Ok(State { db: Some(db), path }),
             Ok(Err(error)) => Err(Error::State { path, why: error.to_string() }),
@@ -150,9 +151,12 @@ impl State {
         let table = read.open_table(META).map_err(|e| self.failed(e))?;
         let row = table.get("volume").map_err(|e| self.failed(e))?;
         let row = row.ok_or_else(|| self.failed("the volume's row is missing"))?;
-        let meta: Meta = serde_json::from_slice(row.value()).map_err(|e| self.failed(format!("the volume's row: {e}")))?;
+        let meta: Meta =
+            serde_json::from_slice(row.value()).map_err(|e| self.failed(format!("the volume's row: {e}")))?;
         if meta.version != 1 {
-            return Err(self.failed(format!("version {} of the state is not known here (this is version 1)", meta.version)));
+            return Err(
+                self.failed(format!("version {} of the state is not known here (this is version 1)", meta.version))
+            );
         }
         Ok(meta)
     }
