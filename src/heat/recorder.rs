@@ -352,10 +352,9 @@ impl AccessObserver for Recorder {
             if let Some(tier) = slow
                 && count >= threshold
                 && count.is_multiple_of(threshold)
+                && self.hot_out.try_send(HotMiss { file, block, tier }).is_err()
             {
-                if self.hot_out.try_send(HotMiss { file, block, tier }).is_err() {
-                    self.hot_dropped.fetch_add(1, Ordering::Relaxed);
-                }
+                self.hot_dropped.fetch_add(1, Ordering::Relaxed);
             }
         });
     }

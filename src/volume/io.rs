@@ -291,9 +291,9 @@ impl Volume {
             count(&counters.reads, 1);
             count(&counters.read_bytes, out.len() as u64);
         }
-        let aligned = start % PAGE_BYTES == 0
-            && out.len() as u64 % PAGE_BYTES == 0
-            && out.as_ptr().addr() as u64 % PAGE_BYTES == 0;
+        let aligned = start.is_multiple_of(PAGE_BYTES)
+            && (out.len() as u64).is_multiple_of(PAGE_BYTES)
+            && (out.as_ptr().addr() as u64).is_multiple_of(PAGE_BYTES);
         if aligned {
             let got = object.read_at(out, start).map_err(|e| Error::io("read", path(), e))?;
             out.get_mut(got..).unwrap_or_default().fill(0);

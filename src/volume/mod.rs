@@ -111,6 +111,7 @@ pub type LogPaths = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Hears of accesses: the recorder of heat. Called on the data path: must be quick and never block.
 pub trait AccessObserver: Send + Sync {
+    #[expect(clippy::too_many_arguments, reason = "a struct for the call would be built on every miss")]
     fn on_read_miss(
         &self,
         file: FileId,

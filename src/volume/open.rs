@@ -40,7 +40,7 @@ fn check_options(options: &Options, tiers: usize) -> Result<()> {
     if !block.is_power_of_two() || !(4096..=1 << 20).contains(&block) {
         return Err(Error::Invalid(format!("block size {block}: allowed are powers of two from 4 KiB to 1 MiB")));
     }
-    if options.segments < 4 || options.segment_bytes % (64 << 10) != 0 || options.segment_bytes < 256 << 10 {
+    if options.segments < 4 || !options.segment_bytes.is_multiple_of(64 << 10) || options.segment_bytes < 256 << 10 {
         let (segments, bytes) = (options.segments, options.segment_bytes);
         return Err(Error::Invalid(format!(
             "log of {segments} segments of {bytes} bytes: allowed are at least 4 segments, each a multiple of 64 KiB and at least 256 KiB"

@@ -42,6 +42,9 @@ pub struct Meta {
     pub clean: bool,
 }
 
+/// A file's row and the chunks of its map.
+pub type StoredFile = (FileRow, Vec<(u32, ChunkBytes)>);
+
 /// What one checkpoint changes.
 #[derive(Default)]
 pub struct Changes {
@@ -195,11 +198,11 @@ impl State {
     }
 
     /// A file's row and map, if durable state has it.
-    pub fn file(&self, id: FileId) -> Result<Option<(FileRow, Vec<(u32, ChunkBytes)>)>> {
+    pub fn file(&self, id: FileId) -> Result<Option<StoredFile>> {
         self.guarded(|| self.read_file(id))
     }
 
-    fn read_file(&self, id: FileId) -> Result<Option<(FileRow, Vec<(u32, ChunkBytes)>)>> {
+    fn read_file(&self, id: FileId) -> Result<Option<StoredFile>> {
         let read = self.db()?.begin_read().map_err(|e| self.failed(e))?;
         let files = read.open_table(FILES).map_err(|e| self.failed(e))?;
         let Some(row) = files.get(id.0).map_err(|e| self.failed(e))? else { return Ok(None) };
