@@ -6,7 +6,7 @@
 use super::Tier;
 use crate::device::Space;
 use crate::units::TierId;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 #[derive(Default)]
 struct Use {
@@ -29,11 +29,23 @@ pub struct SpaceBook {
     block_bytes: u64,
     tiers: Vec<Use>,
     promised: AtomicI64,
+    /// Leaving: budgets no longer count, only what the backing filesystems have.
+    lifted: AtomicBool,
 }
 
 impl SpaceBook {
     pub fn new(tiers: usize, block_bytes: u64) -> SpaceBook {
-        SpaceBook { block_bytes, tiers: (0..tiers).map(|_| Use::default()).collect(), promised: AtomicI64::new(0) }
+        SpaceBook {
+            block_bytes,
+            tiers: (0..tiers).map(|_| Use::default()).collect(),
+            promised: AtomicI64::new(0),
+            lifted: AtomicBool::new(false),
+        }
+    }
+
+    /// Budgets do not count any more from the next refresh on.
+    pub fn lift_budgets(&self) {
+        self.lifted.store(true, Ordering::Relaxed);
     }
 
     fn cell(&self, tier: TierId, held: Held) -> Option<&AtomicI64> {
@@ -69,7 +81,8 @@ impl SpaceBook {
 
     /// Blocks that still fit anywhere and are promised to nobody.
     pub fn unpromised_blocks(&self) -> i64 {
-        let free: i64 = self.tiers.iter().map(|tier| (tier.budget.load(Ordering::Relaxed) - SpaceBook::held(tier)).max(0)).sum();
+        let free: i64 =
+            self.tiers.iter().map(|tier| (tier.budget.load(Ordering::Relaxed) - SpaceBook::held(tier)).max(0)).sum();
         free - self.promised.load(Ordering::Relaxed)
     }
 
@@ -101,7 +114,8 @@ impl SpaceBook {
         let Some(cell) = self.tiers.get(id.index()) else { return };
         let held = u64::try_from(SpaceBook::held(cell)).unwrap_or(0) * self.block_bytes;
         let backing = (space.available_bytes + held).saturating_sub(tier.reserve_bytes);
-        let bytes = tier.budget_bytes.map_or(backing, |budget| budget.min(backing));
+        let set = tier.budget_bytes.filter(|_| !self.lifted.load(Ordering::Relaxed));
+        let bytes = set.map_or(backing, |budget| budget.min(backing));
         cell.budget.store(i64::try_from(bytes / self.block_bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 }
