@@ -5,8 +5,8 @@
 //! because the time for stopping may run out while a database still uses the mount.
 
 use super::holders::{describe, holders, mount_at};
-use super::quantity::exact_bytes;
 use super::patience::{self, Patience};
+use super::quantity::exact_bytes;
 use super::served::{Event, Served, StartControl};
 use super::service::{Notice, notify};
 use super::settings::Settings;
@@ -51,7 +51,9 @@ fn serve(settings: Settings, start_control: StartControl) -> Result<()> {
     let mover = open_mover(&settings, &volume, &places, &id)?;
     let home = settings.tiers[0].path.join("home");
     let namespace = Namespace::open(&home, Arc::clone(&volume), id.volume)?;
+    let opened = mountpoint::Opened::for_mounting(&point)?;
     let mounted = fuse::mount(Arc::clone(&namespace), &point, &fuse_options(&settings))?;
+    drop(opened);
     let served = Arc::new(Served::new(settings, volume, namespace, mover, events_in.clone()));
     let running = Running { served, mounted: Arc::new(mounted.mounted), point };
     let begun = running.begin(events_in, start_control);
