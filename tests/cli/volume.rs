@@ -38,7 +38,7 @@ fn adopted_served_asked_stopped_released() {
     assert_eq!(checked["findings"], serde_json::json!([]), "{checked}");
     assert!(checked["files"].as_u64().unwrap() >= 3);
 
-    assert!(bench.ok(&["stop"]).contains("stopping"));
+    assert!(bench.ok(&["stop"]).contains("stopped"));
     assert_eq!(bench.ended(60), Some(0), "{}", bench.log());
     assert!(!bench.is_mounted() && !bench.socket().exists());
 
