@@ -298,10 +298,14 @@ impl Lab {
     }
 
     fn kill_while_the_server_recovers(&mut self) {
+        let stale = self.postmaster();
         let mut command = self.postgres("pg_ctl");
         command.arg("-D").arg(self.data()).args(["-W", "-l"]).arg(self.dir.join("run/server.log")).arg("start");
         self.run(&mut command, 30);
-        assert!(wait_until(10, || self.postmaster().is_some()), "the server writes no postmaster.pid");
+        assert!(
+            wait_until(10, || self.postmaster().is_some_and(|pid| Some(pid) != stale)),
+            "the server writes no postmaster.pid"
+        );
         self.server = self.postmaster();
         thread::sleep(Duration::from_millis(random_below(500)));
         self.kill_daemon();

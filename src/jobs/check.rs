@@ -115,7 +115,7 @@ pub fn examine(volume: &Arc<Volume>, home: &Path, deep: bool) -> Result<CheckRep
 }
 
 fn finished(mut report: CheckReport) -> CheckReport {
-    report.findings.sort_by(|a, b| b.severity.cmp(&a.severity));
+    report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     report
 }
 

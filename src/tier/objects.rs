@@ -82,7 +82,9 @@ impl Objects {
         }
         let dir = object_dir(id);
         self.device.create_dir_all(&dir).map_err(|e| Error::io("create", self.full(&dir), e))?;
-        self.fresh.lock().insert(id);
+        // Held across the creation: a sync of names meanwhile would take the entry before there is a name to sync.
+        let mut fresh = self.fresh.lock();
+        fresh.insert(id);
         let mode = OpenMode { create: true, ..mode };
         self.device.open(&path, mode).map(Some).map_err(|e| Error::io("create", self.full(&path), e))
     }
@@ -121,7 +123,9 @@ impl Objects {
         match self.device.list(dir) {
             Ok(names) => Ok(names),
             // What is no directory is none of ours; `check` tells of it.
-            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(Vec::new()),
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+                Ok(Vec::new())
+            }
             Err(e) => Err(Error::io("list", self.full(dir), e)),
         }
     }

@@ -10,7 +10,7 @@
 use super::space::Held;
 use super::state::Changes;
 use super::status::count;
-use super::{Applied, File, Volume};
+use super::{Applied, Claim, File, Volume};
 use crate::device::clock;
 use crate::error::{Error, Result};
 use crate::tier::objects::{object_dir, object_path};
@@ -76,7 +76,8 @@ impl Volume {
         let dirty = std::mem::take(&mut *self.dirty.lock());
         let mut changes = Changes { gone: gone.clone(), ..Changes::default() };
         for &id in &dirty {
-            let file = self.file(id)?;
+            // What is not in memory has nothing to write.
+            let Some(file) = self.files.read().get(&id).cloned() else { continue };
             file.unlist_dirty();
             let mut inner = file.write();
             if inner.removed {
@@ -92,17 +93,20 @@ impl Volume {
     fn oldest_live_segment(&self) -> u64 {
         let (tail, in_use) = self.log.segments_in_use();
         let head = self.log.head_segment_seq();
-        let live = |seq: &u64| {
-            self.live.get(self.geometry().slot(*seq)).is_some_and(|cell| cell.load(Ordering::Acquire) > 0)
-        };
+        let live =
+            |seq: &u64| self.live.get(self.geometry().slot(*seq)).is_some_and(|cell| cell.load(Ordering::Acquire) > 0);
         (tail..tail + in_use).find(live).unwrap_or(head).min(head)
     }
 
     fn make_durable(&self, frozen: &Frozen) -> Result<()> {
         self.log.sync_all()?;
         for tier in (0..self.tiers.len()).filter_map(|tier| u8::try_from(tier).ok()).map(TierId) {
-            let files: BTreeSet<FileId> =
-                frozen.window.iter().filter(|applied| applied.wrote == Some(tier)).map(|applied| applied.file).collect();
+            let files: BTreeSet<FileId> = frozen
+                .window
+                .iter()
+                .filter(|applied| applied.wrote == Some(tier))
+                .map(|applied| applied.file)
+                .collect();
             let names_went = tier == TierId::FASTEST && !frozen.gone.is_empty();
             if let Err(error) = self.sync_tier(tier, &files, names_went) {
                 self.degrade(&format!("tier {}", self.tier_name(tier)), error.to_string());
@@ -161,8 +165,14 @@ impl Volume {
     }
 
     /// The tier lost writes that it had accepted: remembered until [`Volume::thaw`] has the whole window together again.
+    /// What was written before and is flipped after this moment is refused; what was flipped before is in the window.
     fn unapply_after_sync_error(&self, tier: TierId) {
+        let _no_flips = self.gate.write();
+        if let Some(losses) = self.losses.get(tier.index()) {
+            losses.fetch_add(1, Ordering::AcqRel);
+        }
         self.lost_writes.lock().insert(tier);
+        self.backoff.lock().insert(tier, clock::monotonic_now());
     }
 
     /// The checkpoint failed: what it would have made durable belongs to the next one.
@@ -192,35 +202,44 @@ impl Volume {
 
     /// R8: blocks written to these tiers since the last durable checkpoint go back to where durable state has them.
     fn unapply(&self, lost: &BTreeSet<TierId>) {
-        let window = std::mem::take(&mut *self.window.lock());
-        let hit: BTreeSet<(FileId, BlockNo)> = window
+        let hit: BTreeSet<(FileId, BlockNo)> = self
+            .window
+            .lock()
             .iter()
             .filter(|applied| applied.wrote.is_some_and(|tier| lost.contains(&tier)))
             .map(|applied| (applied.file, applied.block))
             .collect();
+        // Nobody flips these blocks from here on, so that their histories are complete and stay so.
+        let claims: Vec<Claim<'_>> = hit.iter().map(|&(file, block)| self.claim_waiting(file, block)).collect();
         let mut affected: BTreeMap<(FileId, BlockNo), Vec<Applied>> = BTreeMap::new();
-        let mut kept = Vec::new();
-        for applied in window {
-            let key = (applied.file, applied.block);
-            if hit.contains(&key) { affected.entry(key).or_default().push(applied) } else { kept.push(applied) }
+        {
+            let mut window = self.window.lock();
+            for applied in std::mem::take(&mut *window) {
+                let key = (applied.file, applied.block);
+                if hit.contains(&key) { affected.entry(key).or_default().push(applied) } else { window.push(applied) }
+            }
         }
-        self.window.lock().extend(kept);
         for ((id, block), history) in affected {
             if let Ok(file) = self.file(id) {
                 self.unapply_block(&file, block, &history);
             }
         }
+        drop(claims);
     }
 
-    fn unapply_block(&self, file: &Arc<File>, block: BlockNo, history: &[Applied]) {
-        let Some(prior) = history.first().map(|applied| applied.prior) else { return };
-        let _claim = loop {
-            // The holder is at most one device call away from letting go.
-            if let Some(claim) = self.claim(file.id(), block) {
-                break claim;
+    fn claim_waiting(&self, file: FileId, block: BlockNo) -> Claim<'_> {
+        loop {
+            // The holder is at most a few device calls away from letting go, and waits for no claim itself.
+            if let Some(claim) = self.claim(file, block) {
+                return claim;
             }
             std::thread::yield_now();
-        };
+        }
+    }
+
+    /// The caller holds the claim.
+    fn unapply_block(&self, file: &Arc<File>, block: BlockNo, history: &[Applied]) {
+        let Some(prior) = history.first().map(|applied| applied.prior) else { return };
         let _flip = self.gate.read();
         let mut inner = file.write();
         if inner.removed {
@@ -252,6 +271,9 @@ impl Volume {
             }
         }
         self.log.recycle_before(frozen.redo_segment);
+        if let Err(error) = self.log.seal_complete() {
+            tracing::warn!(%error, "a segment summary could not be written; a remount will read its group headers instead");
+        }
         self.remove_gone(&frozen.gone);
         self.punch_vacated();
         self.drop_files_at_rest();
@@ -259,7 +281,12 @@ impl Volume {
 
     fn remove_gone(&self, gone: &[FileId]) {
         for &id in gone {
-            if let Some(file) = self.files.write().remove(&id) {
+            let removed = {
+                let mut files = self.files.write();
+                self.unloads.fetch_add(1, Ordering::AcqRel);
+                files.remove(&id)
+            };
+            if let Some(file) = removed {
                 for (_, place) in file.read().map.iter() {
                     self.count_place(place, -1);
                 }
@@ -340,6 +367,7 @@ impl Volume {
     fn drop_files_at_rest(&self) {
         let mut files = self.files.write();
         if files.len() > FILES_IN_MEMORY {
+            self.unloads.fetch_add(1, Ordering::AcqRel);
             files.retain(|_, file| {
                 let inner = file.read();
                 let at_rest = inner.overlay.is_empty() && !inner.map.is_dirty() && !inner.row_dirty && !inner.removed;

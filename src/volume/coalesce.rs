@@ -8,7 +8,7 @@ use super::blockmap::{Home, Place};
 use super::overlay::{Extent, Source};
 use super::space::Held;
 use super::status::count;
-use super::{Applied, File, Volume};
+use super::{Applied, File, Volume, Wrote};
 use crate::device::{AlignedBuf, clock};
 use crate::error::{Error, Result};
 use crate::units::{BlockNo, FileId, PAGE_BYTES, TierId};
@@ -41,6 +41,8 @@ impl Volume {
     /// Applies what is durable of one block. The caller does not hold the claim.
     pub(super) fn coalesce_block(&self, file: &Arc<File>, block: BlockNo) -> Result<Outcome> {
         let Some(_claim) = self.claim(file.id(), block) else { return Ok(Outcome::Later) };
+        // What was cut or overwritten meanwhile must not be recycled, nor the objects of a removed file be made again.
+        let _reading = self.readers.enter();
         let Some(gathered) = self.outstanding(file, block) else { return Ok(Outcome::Done) };
         let (start, end) = (self.block_start(block), self.block_start(block) + self.block_bytes());
         let zeros = gathered.pieces.iter().filter(|piece| matches!(piece.source, Source::Zeros(_)));
@@ -50,13 +52,21 @@ impl Volume {
         match gathered.place.home {
             Home::Tier(tier) => {
                 if self.in_backoff(tier) {
-                    return Ok(Outcome::Later);
+                    return self.place_elsewhere(file, block, gathered, tier);
                 }
-                let written = self.write_in_place(file, tier, &gathered);
-                self.note_tier_writes(tier, written)?;
-                Ok(self.flip(file, block, gathered, Place::on(tier), Some(tier)))
+                let images = self.images_in_place(file, tier, &gathered)?;
+                let wrote = self.about_to_write(tier);
+                let written =
+                    images.iter().try_for_each(|(from, image)| self.write_base(file.id(), tier, *from, image));
+                match self.note_tier_writes(tier, written) {
+                    Ok(()) => Ok(self.flip(file, block, gathered, Place::on(tier), Some(wrote))),
+                    Err(_) => self.place_elsewhere(file, block, gathered, tier),
+                }
             }
-            Home::Hole | Home::Promised => self.place_first_image(file, block, gathered),
+            Home::Hole | Home::Promised => {
+                let image = AlignedBuf::zeroed(usize::try_from(end - start).unwrap_or(0));
+                self.write_full_image(file, block, gathered, image)
+            }
         }
     }
 
@@ -74,8 +84,9 @@ impl Volume {
         (!pieces.is_empty()).then_some(Gathered { pieces, place, cuts: inner.cuts, size_bytes: inner.size_bytes })
     }
 
-    /// Writes the 4 KiB runs that the pieces touch; reads only where a run is not covered whole.
-    fn write_in_place(&self, file: &File, tier: TierId, gathered: &Gathered) -> Result<()> {
+    /// The 4 KiB runs that the pieces touch, each with its new bytes; reads only where a run is not covered whole.
+    fn images_in_place(&self, file: &File, tier: TierId, gathered: &Gathered) -> Result<Vec<(u64, AlignedBuf)>> {
+        let mut images = Vec::new();
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for piece in &gathered.pieces {
             let (from, to) = (piece.start / PAGE_BYTES * PAGE_BYTES, piece.end.next_multiple_of(PAGE_BYTES));
@@ -91,9 +102,20 @@ impl Volume {
                 self.read_base(file.id(), tier, from, &mut image)?;
             }
             self.overlay_onto(&mut image, from, &pieces)?;
-            self.write_base(file.id(), tier, from, &image)?;
+            images.push((from, image));
         }
-        Ok(())
+        Ok(images)
+    }
+
+    /// The block's tier takes no writes now. While the log has room its records wait for the tier to come back; then the block
+    /// gets a full image on another tier, so that one broken tier does not fill the log for all.
+    fn place_elsewhere(&self, file: &Arc<File>, block: BlockNo, gathered: Gathered, broken: TierId) -> Result<Outcome> {
+        if self.log_fill() < self.options.coalesce_at_fill || self.space.unpromised_blocks() < 1 {
+            return Ok(Outcome::Later);
+        }
+        let mut image = AlignedBuf::zeroed(usize::try_from(self.block_bytes()).unwrap_or(0));
+        self.read_base(file.id(), broken, self.block_start(block), &mut image)?;
+        self.write_full_image(file, block, gathered, image)
     }
 
     fn overlay_onto(&self, image: &mut [u8], image_start: u64, pieces: &[Extent]) -> Result<()> {
@@ -109,16 +131,22 @@ impl Volume {
         Ok(())
     }
 
-    /// Writes a full image of a block that has none, on the fastest tier that takes it.
-    fn place_first_image(&self, file: &Arc<File>, block: BlockNo, gathered: Gathered) -> Result<Outcome> {
+    /// Lays the pieces over `image` and writes it to the fastest tier that takes it.
+    fn write_full_image(
+        &self,
+        file: &Arc<File>,
+        block: BlockNo,
+        gathered: Gathered,
+        mut image: AlignedBuf,
+    ) -> Result<Outcome> {
         let (start, end) = (self.block_start(block), self.block_start(block) + self.block_bytes());
-        let mut image = AlignedBuf::zeroed(usize::try_from(end - start).unwrap_or(0));
         self.overlay_onto(&mut image, start, &gathered.pieces)?;
         let image_end = gathered.size_bytes.max(gathered.pieces.last().map_or(0, |piece| piece.end)).clamp(start, end);
         for tier in self.tiers_for_first_image(file, block) {
+            let wrote = self.about_to_write(tier);
             let written = self.write_image(file.id(), tier, start, &image, image_end - start);
             match self.note_tier_writes(tier, written) {
-                Ok(()) => return Ok(self.flip(file, block, gathered, Place::on(tier), Some(tier))),
+                Ok(()) => return Ok(self.flip(file, block, gathered, Place::on(tier), Some(wrote))),
                 Err(error) => tracing::debug!(%error, tier = self.tier_name(tier), "an image goes to the next tier"),
             }
         }
@@ -143,7 +171,8 @@ impl Volume {
     fn tiers_for_first_image(&self, file: &File, block: BlockNo) -> Vec<TierId> {
         let all: Vec<TierId> = (0..self.tiers.len()).filter_map(|tier| u8::try_from(tier).ok()).map(TierId).collect();
         let open = |tier: &TierId| !self.in_backoff(*tier) && !self.is_vacated(file.id(), block, *tier);
-        let spare = |tier: TierId| if file.is_log_file() { 0 } else { self.space.budget_blocks(tier) / FREE_SHARE_FOR_HEAT };
+        let spare =
+            |tier: TierId| if file.is_log_file() { 0 } else { self.space.budget_blocks(tier) / FREE_SHARE_FOR_HEAT };
         let roomy = |tier: &TierId| self.space.free_blocks(*tier) > i64::try_from(spare(*tier)).unwrap_or(i64::MAX);
         let mut chosen: Vec<TierId> = all.iter().copied().filter(|tier| open(tier) && roomy(tier)).collect();
         let tight = all.iter().copied().filter(|tier| open(tier) && !roomy(tier) && self.space.free_blocks(*tier) > 0);
@@ -166,8 +195,18 @@ impl Volume {
 
     /// Makes the base current: takes the applied pieces out of the overlay and sets the block's place, in one step.
     /// Gives up a flip to a new place if bytes were cut away meanwhile.
-    fn flip(&self, file: &Arc<File>, block: BlockNo, gathered: Gathered, place: Place, wrote: Option<TierId>) -> Outcome {
+    fn flip(
+        &self,
+        file: &Arc<File>,
+        block: BlockNo,
+        gathered: Gathered,
+        place: Place,
+        wrote: Option<Wrote>,
+    ) -> Outcome {
         let _flip = self.gate.read();
+        if wrote.is_some_and(|wrote| self.was_lost(wrote)) {
+            return Outcome::Later;
+        }
         let mut inner = file.write();
         if inner.removed {
             return Outcome::Done;
@@ -182,11 +221,18 @@ impl Volume {
         }
         let (start, end) = (self.block_start(block), self.block_start(block) + self.block_bytes());
         let still_written = inner.overlay.range(start, end).next().is_some();
-        let place = if place == Place::HOLE && still_written { Place { home: Home::Promised, copy: None } } else { place };
+        let place =
+            if place == Place::HOLE && still_written { Place { home: Home::Promised, copy: None } } else { place };
         self.set_place(file.id(), &mut inner, block, place);
         drop(inner);
         let (file_id, prior) = (file.id(), gathered.place);
-        self.window.lock().push(Applied { file: file_id, block, prior, pieces: gathered.pieces, wrote });
+        self.window.lock().push(Applied {
+            file: file_id,
+            block,
+            prior,
+            pieces: gathered.pieces,
+            wrote: wrote.map(|wrote| wrote.tier),
+        });
         self.list_dirty(file);
         count(&self.counters.coalesced_blocks, 1);
         Outcome::Done
@@ -298,7 +344,8 @@ impl Volume {
         let list = list.lock().clone();
         let mut blocks = Vec::new();
         for (id, first, last) in list {
-            let Ok(file) = self.file(id) else { continue };
+            // A file with extents is in memory; one that is gone must not be made again by looking for it.
+            let Some(file) = self.files.read().get(&id).cloned() else { continue };
             let inner = file.read();
             // A run of zeros reaches as far as there are images, whatever the record said.
             let (start, end) = (self.block_start(first), self.block_start(last) + self.block_bytes());

@@ -51,7 +51,10 @@ impl Volume {
             read_only: self.log.failure(),
             degraded: degraded.iter().map(|(subject, (_, why))| format!("{subject}: {why}")).collect(),
             files: files.len() as u64,
-            tiers: (0..self.tiers.len()).filter_map(|tier| u8::try_from(tier).ok()).map(|t| self.tier_status(TierId(t))).collect(),
+            tiers: (0..self.tiers.len())
+                .filter_map(|tier| u8::try_from(tier).ok())
+                .map(|t| self.tier_status(TierId(t)))
+                .collect(),
             log: self.log_status(),
             counters,
             overlay_extents: extents,
@@ -72,7 +75,9 @@ impl Volume {
             total_bytes: space.total_bytes,
             available_bytes: space.available_bytes,
             budget_bytes: self.space.budget_blocks(id) * self.block_bytes(),
-            used_bytes: self.held_bytes(id, Held::Image) + self.held_bytes(id, Held::Copy) + self.held_bytes(id, Held::Vacated),
+            used_bytes: self.held_bytes(id, Held::Image)
+                + self.held_bytes(id, Held::Copy)
+                + self.held_bytes(id, Held::Vacated),
             blocks: self.space.count(id, Held::Image),
             copies: self.space.count(id, Held::Copy),
         }
@@ -104,7 +109,8 @@ impl Volume {
             for id in objects.list()? {
                 let known = self.state.file(id)?.is_some() || self.files.read().contains_key(&id);
                 if !known {
-                    let what = format!("object {} belongs to no file", objects.full(&crate::tier::objects::object_path(id)));
+                    let what =
+                        format!("object {} belongs to no file", objects.full(&crate::tier::objects::object_path(id)));
                     findings.push(Finding { severity: Severity::Notice, file: Some(id), what });
                 }
             }
@@ -113,11 +119,13 @@ impl Volume {
     }
 
     fn check_file(&self, file: &File, deep: bool, findings: &mut Vec<Finding>) {
+        let _reading = self.readers.enter();
         let (places, extents): (Vec<_>, Vec<_>) = {
             let inner = file.read();
             (inner.map.iter().collect(), inner.overlay.iter().collect())
         };
-        let mut damage = |what: String| findings.push(Finding { severity: Severity::Damage, file: Some(file.id()), what });
+        let mut damage =
+            |what: String| findings.push(Finding { severity: Severity::Damage, file: Some(file.id()), what });
         let mut buf = vec![0; usize::try_from(self.block_bytes()).unwrap_or(0)];
         for (block, place) in places {
             let Home::Tier(tier) = place.home else { continue };
@@ -129,7 +137,10 @@ impl Volume {
             let result = match (deep, self.objects(tier).and_then(|objects| objects.get(file.id(), false))) {
                 (true, Ok(Some(_))) => self.read_base(file.id(), tier, start, &mut buf),
                 (_, Ok(None)) => {
-                    damage(format!("block {block} is said to be on tier `{}`, but the object is missing", self.tier_name(tier)));
+                    damage(format!(
+                        "block {block} is said to be on tier `{}`, but the object is missing",
+                        self.tier_name(tier)
+                    ));
                     continue;
                 }
                 (_, other) => other.map(|_| ()),
@@ -148,8 +159,16 @@ impl Volume {
         }
     }
 
-    /// Files that durable state knows but `known` does not, among ids issued before this mount (R12): what an unclean stop left behind.
+    /// Files that durable state, the log or an object knows but `known` does not, among ids issued before this mount (R12): what an
+    /// unclean stop left behind. [`Volume::remove`] frees them.
     pub fn orphans(&self, known: &std::collections::HashSet<FileId>, limit_before: u64) -> Vec<FileId> {
-        self.files().into_iter().filter(|id| id.0 < limit_before && !known.contains(id)).collect()
+        let mut ids = self.files();
+        for objects in &self.objects {
+            ids.extend(objects.list().unwrap_or_default());
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids.retain(|id| id.0 > 0 && id.0 < limit_before && !known.contains(id));
+        ids
     }
 }

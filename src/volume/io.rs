@@ -14,10 +14,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Largest file: what fits a signed 64-bit offset with room to round up to a block.
-pub const FILE_BYTES_MAX: u64 = (i64::MAX as u64) - (2 << 20);
+/// Largest file: 16 TiB, like ext4; the block map keeps 8 bytes for every 512 blocks before the last.
+pub const FILE_BYTES_MAX: u64 = (1 << 44) - (1 << 20);
 /// How long a writer waits for log space before it looks again.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
+/// How long a writer waits in all while nothing drains the log, unless [`Volume::set_log_full_wait`] says otherwise: longer
+/// than a slow disk takes for a quarter of the log's oldest segment, short enough for a human to notice.
+pub(super) const LOG_FULL_WAIT_MS: u64 = 120_000;
+/// Without threads: rounds of making room that may free nothing, one of them for places that wait for their punch.
+const FUTILE_ROUNDS_MAX: u32 = 3;
+
+/// A writer's wait for log room: it ends when the log stands still for too long.
+pub(super) struct Patience {
+    /// (oldest segment, durable address) when the log last moved.
+    seen: (u64, u64),
+    since: std::time::Instant,
+    rounds: u32,
+}
 
 /// A piece of a read: where its bytes come from.
 enum Piece {
@@ -43,6 +56,7 @@ impl Volume {
         let max = self.geometry().record_bytes_max() as u64;
         let mut at = offset;
         let mut forced_checkpoint = false;
+        let mut patience = self.patience();
         while at < end {
             // All but the first record begin on a page, so that payload pages line up with file pages.
             let take = (max - at % PAGE_BYTES).min(end - at);
@@ -51,7 +65,7 @@ impl Volume {
             match self.write_record(file, at, bytes) {
                 Ok(()) => at += take,
                 Err(Error::LogFull | Error::NoSpace) if wait == Wait::Never => return Err(Error::WouldWait),
-                Err(Error::LogFull) => self.wait_for_log_room()?,
+                Err(Error::LogFull) => self.wait_for_log_room(&mut patience)?,
                 Err(Error::NoSpace) if !forced_checkpoint => {
                     forced_checkpoint = true;
                     self.checkpoint()?;
@@ -69,9 +83,9 @@ impl Volume {
 
     /// One record: promise space, log, lay over.
     fn write_record(&self, file: &Arc<File>, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.check_writable()?;
         let end = offset + bytes.len() as u64;
         let _append = self.appends.read();
+        self.check_writable()?;
         let mut inner = file.write();
         let promised = self.promise_holes(&mut inner, offset, end)?;
         let place = inner.map.get(self.block_of(offset));
@@ -107,6 +121,12 @@ impl Volume {
     /// Promises every hole in `start..end`; returns the blocks that were promised now.
     pub(super) fn promise_holes(&self, inner: &mut Inner, start: u64, end: u64) -> Result<Vec<BlockNo>> {
         let (first, last) = (self.block_of(start), self.block_of(end - 1));
+        // A range that cannot fit whatever is in it is refused before its blocks are listed.
+        let held =
+            inner.image_blocks + inner.promised_blocks + u64::try_from(self.space.unpromised_blocks()).unwrap_or(0);
+        if last.0 - first.0 > held {
+            return Err(Error::NoSpace);
+        }
         let holes: Vec<BlockNo> = (first.0..=last.0).map(BlockNo).filter(|&block| inner.has_hole(block)).collect();
         if holes.is_empty() {
             return Ok(holes);
@@ -146,14 +166,34 @@ impl Volume {
         list.push((file, first, last));
     }
 
-    /// The log is full: waits for the coalescer, or does its work here when no threads run.
-    pub(super) fn wait_for_log_room(&self) -> Result<()> {
+    /// The log as a writer sees it that is about to wait for room.
+    pub(super) fn patience(&self) -> Patience {
+        Patience { seen: (0, 0), since: clock::monotonic_now(), rounds: 0 }
+    }
+
+    /// The log is full: waits for the coalescer, or does its work here when no threads run. `LogFull` when nothing has
+    /// drained the log for too long: a tier that fails for ever must not hang a writer for ever.
+    pub(super) fn wait_for_log_room(&self, patience: &mut Patience) -> Result<()> {
         count(&self.counters.writer_waits, 1);
         self.check_writable()?;
+        let now = clock::monotonic_now();
+        let seen = (self.log.segments_in_use().0, self.log.durable_address());
+        if seen != patience.seen {
+            *patience = Patience { seen, since: now, rounds: 0 };
+        }
+        patience.rounds += 1;
         if self.maintenance.is_running() {
+            if now.duration_since(patience.since).as_millis()
+                > u128::from(self.log_full_wait_ms.load(Ordering::Relaxed))
+            {
+                return Err(Error::LogFull);
+            }
             self.wake_maintenance();
             self.log.wait_for_room(ROOM_WAIT);
             return Ok(());
+        }
+        if patience.rounds > FUTILE_ROUNDS_MAX {
+            return Err(Error::LogFull);
         }
         self.log.flush_closed()?;
         self.make_log_room()
@@ -213,7 +253,9 @@ impl Volume {
             let stop = (self.block_start(block) + self.block_bytes()).min(end);
             let piece = inner.map.get(block).tier().map_or(Piece::Zeros, Piece::Base);
             match (pieces.last_mut(), &piece) {
-                (Some(last), Piece::Base(tier)) if last.end == at && matches!(last.piece, Piece::Base(t) if t == *tier) => {
+                (Some(last), Piece::Base(tier))
+                    if last.end == at && matches!(last.piece, Piece::Base(t) if t == *tier) =>
+                {
                     last.end = stop;
                 }
                 _ => pieces.push(PlannedPiece { start: at, end: stop, piece }),
@@ -249,9 +291,9 @@ impl Volume {
             count(&counters.reads, 1);
             count(&counters.read_bytes, out.len() as u64);
         }
-        let aligned = start % PAGE_BYTES == 0
-            && out.len() as u64 % PAGE_BYTES == 0
-            && out.as_ptr().addr() as u64 % PAGE_BYTES == 0;
+        let aligned = start.is_multiple_of(PAGE_BYTES)
+            && (out.len() as u64).is_multiple_of(PAGE_BYTES)
+            && (out.as_ptr().addr() as u64).is_multiple_of(PAGE_BYTES);
         if aligned {
             let got = object.read_at(out, start).map_err(|e| Error::io("read", path(), e))?;
             out.get_mut(got..).unwrap_or_default().fill(0);

@@ -111,6 +111,7 @@ pub type LogPaths = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Hears of accesses: the recorder of heat. Called on the data path: must be quick and never block.
 pub trait AccessObserver: Send + Sync {
+    #[expect(clippy::too_many_arguments, reason = "a struct for the call would be built on every miss")]
     fn on_read_miss(
         &self,
         file: FileId,
@@ -169,6 +170,12 @@ pub struct Volume {
     window: Mutex<Vec<Applied>>,
     vacated: Mutex<Vacated>,
     checkpointing: Mutex<()>,
+    /// How often each tier has lost writes that it had accepted: what was written before and is not flipped yet does not count (R8).
+    losses: Vec<AtomicU64>,
+    /// A writer gives up after this long without any progress of the log.
+    log_full_wait_ms: AtomicU64,
+    /// Goes up when files leave memory: a load that began before may be out of date.
+    unloads: AtomicU64,
     /// Tiers whose sync failed in the checkpoint under way.
     lost_writes: Mutex<BTreeSet<TierId>>,
     readers: readers::Readers,
@@ -181,6 +188,13 @@ pub struct Volume {
     maintenance: threads::Maintenance,
     wake: Condvar,
     wake_lock: Mutex<threads::Wake>,
+}
+
+/// Taken before a base is written, compared when the block is flipped.
+#[derive(Clone, Copy)]
+struct Wrote {
+    tier: TierId,
+    losses: u64,
 }
 
 /// A block claim: see the lock order above.
@@ -259,7 +273,27 @@ impl Volume {
 
     fn claim(&self, file: FileId, block: BlockNo) -> Option<Claim<'_>> {
         let key = (file, block);
-        self.claims.lock().insert(key).then_some(Claim { volume: self, key })
+        let taken = self.claims.lock().insert(key);
+        // Not `then_some`: a claim that was made and not handed out would give back, when dropped, what somebody else holds.
+        taken.then(|| Claim { volume: self, key })
+    }
+
+    fn about_to_write(&self, tier: TierId) -> Wrote {
+        Wrote { tier, losses: self.losses_of(tier) }
+    }
+
+    fn losses_of(&self, tier: TierId) -> u64 {
+        self.losses.get(tier.index()).map_or(0, |losses| losses.load(Ordering::Acquire))
+    }
+
+    /// Has the tier failed a sync since? Then the bytes may be gone although no later sync says so. The caller holds `gate`.
+    fn was_lost(&self, wrote: Wrote) -> bool {
+        self.losses_of(wrote.tier) != wrote.losses
+    }
+
+    /// How long a writer waits for log room while nothing drains the log, before it gets `LogFull`.
+    pub fn set_log_full_wait(&self, wait: std::time::Duration) {
+        self.log_full_wait_ms.store(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Registers who hears of files whose data are durably gone.
@@ -312,15 +346,23 @@ impl Volume {
         if id.0 == 0 || id.0 >= self.meta.lock().file_id_limit {
             return Err(Error::Untrusted { file: id, why: "its id was never issued by this volume".to_string() });
         }
-        let loaded = self.load_file(id)?;
-        Ok(self.files.write().entry(id).or_insert(loaded).clone())
+        loop {
+            let unloads = self.unloads.load(Ordering::Acquire);
+            let loaded = self.load_file(id)?;
+            let mut files = self.files.write();
+            // Somebody may have loaded, changed and dropped it meanwhile: then this is what it was before.
+            if self.unloads.load(Ordering::Acquire) == unloads {
+                return Ok(files.entry(id).or_insert(loaded).clone());
+            }
+        }
     }
 
     fn load_file(&self, id: FileId) -> Result<Arc<File>> {
         let mut inner = file::Inner::default();
         let mut log_file = false;
         if let Some((row, chunks)) = self.state.file(id)? {
-            (inner.size_bytes, inner.mtime, inner.ctime, log_file) = (row.size_bytes, row.mtime, row.ctime, row.log_file);
+            (inner.size_bytes, inner.mtime, inner.ctime, log_file) =
+                (row.size_bytes, row.mtime, row.ctime, row.log_file);
             for (index, bytes) in chunks {
                 inner.map.load_chunk(index, &bytes);
             }

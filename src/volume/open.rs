@@ -40,7 +40,7 @@ fn check_options(options: &Options, tiers: usize) -> Result<()> {
     if !block.is_power_of_two() || !(4096..=1 << 20).contains(&block) {
         return Err(Error::Invalid(format!("block size {block}: allowed are powers of two from 4 KiB to 1 MiB")));
     }
-    if options.segments < 4 || options.segment_bytes % (64 << 10) != 0 || options.segment_bytes < 256 << 10 {
+    if options.segments < 4 || !options.segment_bytes.is_multiple_of(64 << 10) || options.segment_bytes < 256 << 10 {
         let (segments, bytes) = (options.segments, options.segment_bytes);
         return Err(Error::Invalid(format!(
             "log of {segments} segments of {bytes} bytes: allowed are at least 4 segments, each a multiple of 64 KiB and at least 256 KiB"
@@ -113,14 +113,16 @@ impl Volume {
             let why = format!("the volume's tiers are {:?}, fastest first, but {names:?} were given", meta.tiers);
             return Err(Error::Invalid(why));
         }
-        (options.block_bytes, options.segment_bytes, options.segments) = (meta.block_bytes, meta.segment_bytes, meta.segments);
+        (options.block_bytes, options.segment_bytes, options.segments) =
+            (meta.block_bytes, meta.segment_bytes, meta.segments);
         check_options(&options, tiers.len())?;
         let mut groups = Vec::new();
         let geometry = geometry_of(&meta);
-        let replayed = log::recover(&fastest.device, geometry, meta.volume, meta.redo, &mut |address, header: &GroupHeader| {
-            groups.push(ReplayGroup { address, wall: header.wall, records: header.records.clone() });
-            Ok(())
-        })?;
+        let replayed =
+            log::recover(&fastest.device, geometry, meta.volume, meta.redo, &mut |address, header: &GroupHeader| {
+                groups.push(ReplayGroup { address, wall: header.wall, records: header.records.clone() });
+                Ok(())
+            })?;
         let recovery = Recovery {
             was_clean: meta.clean && groups.is_empty(),
             groups_replayed: replayed.groups,
@@ -139,7 +141,7 @@ impl Volume {
     }
 
     fn assemble(tiers: Vec<Tier>, options: Options, state: State, meta: Meta, log: Log) -> Volume {
-        let slots = meta.segments as usize;
+        let (slots, tiers_len) = (meta.segments as usize, tiers.len());
         Volume {
             objects: tiers.iter().map(|tier| Objects::new(tier.device.clone())).collect(),
             space: SpaceBook::new(tiers.len(), u64::from(options.block_bytes)),
@@ -164,6 +166,9 @@ impl Volume {
             window: Mutex::default(),
             vacated: Mutex::default(),
             checkpointing: Mutex::new(()),
+            losses: (0..tiers_len).map(|_| AtomicU64::new(0)).collect(),
+            log_full_wait_ms: AtomicU64::new(super::io::LOG_FULL_WAIT_MS),
+            unloads: AtomicU64::new(0),
             lost_writes: Mutex::default(),
             readers: readers::Readers::default(),
             degraded: Mutex::default(),
@@ -297,7 +302,14 @@ impl Volume {
     }
 
     /// Adopting: the file's bytes already lie in its object on `tier`; `data` names the ranges that are not holes. Durable after a checkpoint.
-    pub fn import_file(&self, id: FileId, size_bytes: u64, mtime: WallNs, tier: TierId, data: &[(u64, u64)]) -> Result<()> {
+    pub fn import_file(
+        &self,
+        id: FileId,
+        size_bytes: u64,
+        mtime: WallNs,
+        tier: TierId,
+        data: &[(u64, u64)],
+    ) -> Result<()> {
         let file = self.file(id)?;
         let _flip = self.gate.read();
         let mut inner = file.write();
@@ -321,10 +333,17 @@ impl Volume {
             return Ok(());
         }
         self.check_writable()?;
+        let last = self.log.last_lsn();
         self.coalesce_all(&mut |_, _| {})?;
         self.checkpoint()?;
         self.checkpoint()?;
         self.closed.store(true, Ordering::Release);
+        // Whoever was about to append has done so, or sees `closed`.
+        drop(self.appends.write());
+        if self.log.last_lsn() != last {
+            tracing::warn!("somebody wrote while the volume was shut down; the next mount replays it");
+            return self.sync_log();
+        }
         let mut meta = self.meta.lock();
         meta.redo = self.log.redo_point_behind_all();
         meta.clean = true;

@@ -6,7 +6,7 @@
 use super::blockmap::{Home, Place};
 use super::space::Held;
 use super::status::count;
-use super::{Applied, File, Volume};
+use super::{Applied, File, Volume, Wrote};
 use crate::device::AlignedBuf;
 use crate::error::{Error, Result};
 use crate::units::{BlockNo, FileId, TierId};
@@ -27,7 +27,15 @@ impl Volume {
         self.check_writable()?;
         self.objects(to)?;
         let most = (RUN_BYTES_MAX / self.block_bytes()).max(1).min(count.max(1));
-        let from = file.read().map.get(first);
+        // Objects of a file that is removed meanwhile go when this is over.
+        let _reading = self.readers.enter();
+        let (from, removed) = {
+            let inner = file.read();
+            (inner.map.get(first), inner.removed)
+        };
+        if removed {
+            return Ok(0);
+        }
         let Home::Tier(source) = from.home else { return Ok(0) };
         if source == to || self.in_backoff(to) {
             return Ok(0);
@@ -52,11 +60,12 @@ impl Volume {
         let start = self.block_start(first);
         let mut image = AlignedBuf::zeroed(usize::try_from(blocks * self.block_bytes()).unwrap_or(0));
         self.read_base(file.id(), source, start, &mut image)?;
+        let wrote = self.about_to_write(to);
         let written = self.write_image(file.id(), to, start, &image, self.used_of(file, start, image.len() as u64));
         self.note_tier_writes(to, written)?;
         // A copy is kept where room is cheapest: on the slowest tier.
         let keep_copy = to < source && source.index() + 1 == self.tiers.len();
-        Ok(self.flip_moved(file, first, blocks, source, to, keep_copy))
+        Ok(self.flip_moved(file, first, blocks, source, wrote, keep_copy))
     }
 
     /// Bytes of a run that can be anything but zero: bytes past the file's size are zeros to everybody, whatever an image says.
@@ -70,10 +79,19 @@ impl Volume {
         self.space.free_blocks(to) >= blocks && self.space.unpromised_blocks() >= blocks
     }
 
-    fn flip_moved(&self, file: &Arc<File>, first: BlockNo, blocks: u64, from: TierId, to: TierId, keep_copy: bool) -> u64 {
+    fn flip_moved(
+        &self,
+        file: &Arc<File>,
+        first: BlockNo,
+        blocks: u64,
+        from: TierId,
+        wrote: Wrote,
+        keep_copy: bool,
+    ) -> u64 {
+        let to = wrote.tier;
         let _flip = self.gate.read();
         let mut inner = file.write();
-        if inner.removed {
+        if inner.removed || self.was_lost(wrote) {
             return 0;
         }
         for block in (first.0..first.0 + blocks).map(BlockNo) {
@@ -142,7 +160,7 @@ impl Volume {
     pub fn gather(&self, file: &Arc<File>, to: TierId, progress: &mut dyn FnMut(u64)) -> Result<()> {
         self.space.lift_budgets();
         self.refresh_budgets()?;
-        for attempt in 0..3 {
+        for attempt in 0..4 {
             let away: Vec<BlockNo> = file
                 .read()
                 .map

@@ -45,19 +45,31 @@ impl Volume {
     /// fallocate(PUNCH_HOLE | KEEP_SIZE).
     pub fn punch_hole(&self, file: &Arc<File>, offset: u64, len: u64) -> Result<()> {
         let end = range_end(offset, len)?;
-        self.log_and_apply(file, RecordKind::Punch, offset, |_| len, |inner, lsn| {
-            self.apply_zeros(file.id(), inner, offset, end, lsn, Promises::Release);
-            inner.touch(clock::wall_now());
-        })
+        self.log_and_apply(
+            file,
+            RecordKind::Punch,
+            offset,
+            |_| len,
+            |inner, lsn| {
+                self.apply_zeros(file.id(), inner, offset, end, lsn, Promises::Release);
+                inner.touch(clock::wall_now());
+            },
+        )
     }
 
     /// fallocate(ZERO_RANGE), with KEEP_SIZE or without.
     pub fn zero_range(&self, file: &Arc<File>, offset: u64, len: u64, keep_size: bool) -> Result<()> {
         let end = range_end(offset, len)?;
-        self.log_and_apply(file, RecordKind::Punch, offset, |_| len, |inner, lsn| {
-            self.apply_zeros(file.id(), inner, offset, end, lsn, Promises::Keep);
-            inner.touch(clock::wall_now());
-        })?;
+        self.log_and_apply(
+            file,
+            RecordKind::Punch,
+            offset,
+            |_| len,
+            |inner, lsn| {
+                self.apply_zeros(file.id(), inner, offset, end, lsn, Promises::Keep);
+                inner.touch(clock::wall_now());
+            },
+        )?;
         self.allocate(file, offset, len, keep_size)
     }
 
@@ -81,10 +93,16 @@ impl Volume {
         if keep_size || end <= file.size_bytes() {
             return Ok(());
         }
-        self.log_and_apply(file, RecordKind::Size, end, |_| 0, |inner, _| {
-            inner.size_bytes = inner.size_bytes.max(end);
-            inner.touch(clock::wall_now());
-        })
+        self.log_and_apply(
+            file,
+            RecordKind::Size,
+            end,
+            |_| 0,
+            |inner, _| {
+                inner.size_bytes = inner.size_bytes.max(end);
+                inner.touch(clock::wall_now());
+            },
+        )
     }
 
     /// Logs a record without payload and applies it, both under the file's lock. Waits for log space.
@@ -96,9 +114,10 @@ impl Volume {
         length: impl Fn(&Inner) -> u64,
         apply: impl Fn(&mut Inner, Lsn),
     ) -> Result<()> {
+        let mut patience = self.patience();
         loop {
-            self.check_writable()?;
             let append = self.appends.read();
+            self.check_writable()?;
             let mut inner = file.write();
             let length = length(&inner);
             let (let_die, tier, score) = (false, TIER_UNSET, 0);
@@ -107,13 +126,15 @@ impl Volume {
                 Ok(appended) => {
                     apply(&mut inner, appended.lsn);
                     file.set_last_lsn(appended.lsn);
-                    drop((inner, append));
+                    drop(inner);
+                    // Before a freeze may come in between: it would move the redo point past this record, but not write the row.
                     self.list_dirty(file);
+                    drop(append);
                     return Ok(());
                 }
                 Err(Error::LogFull) => {
                     drop((inner, append));
-                    self.wait_for_log_room()?;
+                    self.wait_for_log_room(&mut patience)?;
                 }
                 Err(error) => return Err(error),
             }
@@ -121,27 +142,33 @@ impl Volume {
     }
 
     /// Bytes in `start..end` read as zeros from now on: nothing newer is left, and images that hold old bytes there are covered with zeros.
-    pub(super) fn apply_zeros(&self, file: FileId, inner: &mut Inner, start: u64, end: u64, lsn: Lsn, promises: Promises) {
+    pub(super) fn apply_zeros(
+        &self,
+        file: FileId,
+        inner: &mut Inner,
+        start: u64,
+        end: u64,
+        lsn: Lsn,
+        promises: Promises,
+    ) {
         inner.cuts += 1;
         inner.overlay.cut(start, end, &mut self.ledger());
         let block_bytes = self.block_bytes();
         let end = end.min(inner.map.end().0 * block_bytes);
         let mut runs: Vec<Extent> = Vec::new();
-        let mut at = start;
-        while at < end {
-            let block = self.block_of(at);
-            let stop = (self.block_start(block) + block_bytes).min(end);
-            let whole = at == self.block_start(block) && stop == at + block_bytes;
-            match inner.map.get(block).home {
+        let mut released = Vec::new();
+        for (block, place) in inner.map.range(self.block_of(start), BlockNo(end.div_ceil(block_bytes))) {
+            let (from, stop) = (self.block_start(block).max(start), (self.block_start(block) + block_bytes).min(end));
+            match place.home {
                 Home::Tier(_) => match runs.last_mut() {
-                    Some(run) if run.end == at => run.end = stop,
-                    _ => runs.push(Extent { start: at, end: stop, source: Source::Zeros(lsn.0) }),
+                    Some(run) if run.end == from => run.end = stop,
+                    _ => runs.push(Extent { start: from, end: stop, source: Source::Zeros(lsn.0) }),
                 },
-                Home::Promised if whole && promises == Promises::Release => self.take_back_promises(inner, &[block]),
+                Home::Promised if stop - from == block_bytes && promises == Promises::Release => released.push(block),
                 Home::Promised | Home::Hole => {}
             }
-            at = stop;
         }
+        self.take_back_promises(inner, &released);
         for run in runs {
             self.note_touched(lsn, file, self.block_of(run.start), self.block_of(run.end - 1));
             inner.overlay.insert(run, &mut self.ledger());
@@ -160,12 +187,24 @@ impl Volume {
             let block = self.block_of(at);
             let stop = (self.block_start(block) + self.block_bytes()).min(size);
             let data = self.has_data(&inner, block);
+            if !data && what == Seek::Data {
+                at = self.next_entry(&inner, stop, size);
+                continue;
+            }
             if data == (what == Seek::Data) {
                 return Some(at);
             }
             at = stop;
         }
         (what == Seek::Hole).then_some(size)
+    }
+
+    /// The next offset from `at` on at which the map or the overlay has anything; `size` when there is none.
+    fn next_entry(&self, inner: &Inner, at: u64, size: u64) -> u64 {
+        let mapped =
+            inner.map.range(self.block_of(at), BlockNo(u64::MAX)).next().map(|(block, _)| self.block_start(block));
+        let logged = inner.overlay.range(at, size).next().map(|extent| extent.start);
+        [mapped, logged].into_iter().flatten().min().unwrap_or(size).clamp(at, size.max(at))
     }
 
     fn has_data(&self, inner: &Inner, block: BlockNo) -> bool {
@@ -197,17 +236,26 @@ impl Volume {
             return Ok(());
         };
         let bits = u64::from_le_bytes(mtime.0.to_le_bytes());
-        self.log_and_apply(file, RecordKind::Times, bits, |_| 0, |inner, _| {
-            inner.mtime = Some(mtime);
-            inner.ctime = Some(clock::wall_now());
-            inner.row_dirty = true;
-        })
+        self.log_and_apply(
+            file,
+            RecordKind::Times,
+            bits,
+            |_| 0,
+            |inner, _| {
+                inner.mtime = Some(mtime);
+                inner.ctime = Some(clock::wall_now());
+                inner.row_dirty = true;
+            },
+        )
     }
 
     /// statfs over all tiers: what the budgets allow, less what is held and promised.
     pub fn space(&self) -> Space {
         let blocks = |n: i64| u64::try_from(n).unwrap_or(0) * self.block_bytes();
-        let total = (0..self.tiers.len()).filter_map(|t| u8::try_from(t).ok()).map(|t| self.space.budget_blocks(TierId(t))).sum::<u64>();
+        let total = (0..self.tiers.len())
+            .filter_map(|t| u8::try_from(t).ok())
+            .map(|t| self.space.budget_blocks(TierId(t)))
+            .sum::<u64>();
         Space { total_bytes: total * self.block_bytes(), available_bytes: blocks(self.space.unpromised_blocks()) }
     }
 

@@ -42,6 +42,9 @@ pub struct Meta {
     pub clean: bool,
 }
 
+/// A file's row and the chunks of its map.
+pub type StoredFile = (FileRow, Vec<(u32, ChunkBytes)>);
+
 /// What one checkpoint changes.
 #[derive(Default)]
 pub struct Changes {
@@ -51,8 +54,19 @@ pub struct Changes {
 }
 
 pub struct State {
-    db: Database,
+    /// None only while it is dropped.
+    db: Option<Database>,
     path: String,
+}
+
+impl Drop for State {
+    /// Closing writes; on a damaged database that may panic, and whoever found the damage is about to report it already.
+    fn drop(&mut self) {
+        let db = self.db.take();
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || drop(db))).is_err() {
+            tracing::error!(path = self.path, "the state database is damaged; it was not closed in order");
+        }
+    }
 }
 
 struct Backend {
@@ -98,7 +112,7 @@ impl State {
 
     pub fn open(device: &Arc<dyn Device>) -> Result<(State, Meta)> {
         let state = State::open_file(device, false)?;
-        let meta = state.meta()?;
+        let meta = state.guarded(|| state.meta())?;
         Ok((state, meta))
     }
 
@@ -112,33 +126,51 @@ impl State {
         }
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
-        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.create_with_backend(Backend { file })));
+        let opened =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.create_with_backend(Backend { file })));
         match opened {
-            Ok(Ok(db)) => Ok(State { db, path }),
+            Ok(Ok(db)) => Ok(State { db: Some(db), path }),
             Ok(Err(error)) => Err(Error::State { path, why: error.to_string() }),
             Err(_) => Err(Error::State { path, why: "the database is damaged beyond reading".to_string() }),
         }
+    }
+
+    fn db(&self) -> Result<&Database> {
+        self.db.as_ref().ok_or_else(|| self.failed("it is closed"))
     }
 
     fn failed(&self, error: impl std::fmt::Display) -> Error {
         Error::State { path: self.path.clone(), why: error.to_string() }
     }
 
+    /// Reading a damaged database may panic inside of it: that becomes an error which names the path.
+    fn guarded<T>(&self, read: impl FnOnce() -> Result<T>) -> Result<T> {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
+            .unwrap_or_else(|_| Err(self.failed("the database is damaged beyond reading")))
+    }
+
     fn meta(&self) -> Result<Meta> {
-        let read = self.db.begin_read().map_err(|e| self.failed(e))?;
+        let read = self.db()?.begin_read().map_err(|e| self.failed(e))?;
         let table = read.open_table(META).map_err(|e| self.failed(e))?;
         let row = table.get("volume").map_err(|e| self.failed(e))?;
         let row = row.ok_or_else(|| self.failed("the volume's row is missing"))?;
-        let meta: Meta = serde_json::from_slice(row.value()).map_err(|e| self.failed(format!("the volume's row: {e}")))?;
+        let meta: Meta =
+            serde_json::from_slice(row.value()).map_err(|e| self.failed(format!("the volume's row: {e}")))?;
         if meta.version != 1 {
-            return Err(self.failed(format!("version {} of the state is not known here (this is version 1)", meta.version)));
+            return Err(
+                self.failed(format!("version {} of the state is not known here (this is version 1)", meta.version))
+            );
         }
         Ok(meta)
     }
 
     /// One durable transaction.
     pub fn commit(&self, meta: &Meta, changes: &Changes) -> Result<()> {
-        let mut write = self.db.begin_write().map_err(|e| self.failed(e))?;
+        self.guarded(|| self.write_all(meta, changes))
+    }
+
+    fn write_all(&self, meta: &Meta, changes: &Changes) -> Result<()> {
+        let mut write = self.db()?.begin_write().map_err(|e| self.failed(e))?;
         write.set_durability(Durability::Immediate).map_err(|e| self.failed(e))?;
         write.set_quick_repair(true);
         {
@@ -166,8 +198,12 @@ impl State {
     }
 
     /// A file's row and map, if durable state has it.
-    pub fn file(&self, id: FileId) -> Result<Option<(FileRow, Vec<(u32, ChunkBytes)>)>> {
-        let read = self.db.begin_read().map_err(|e| self.failed(e))?;
+    pub fn file(&self, id: FileId) -> Result<Option<StoredFile>> {
+        self.guarded(|| self.read_file(id))
+    }
+
+    fn read_file(&self, id: FileId) -> Result<Option<StoredFile>> {
+        let read = self.db()?.begin_read().map_err(|e| self.failed(e))?;
         let files = read.open_table(FILES).map_err(|e| self.failed(e))?;
         let Some(row) = files.get(id.0).map_err(|e| self.failed(e))? else { return Ok(None) };
         let row = FileRow::decode(row.value()).map_err(|e| self.failed(format!("row of file {id}: {}", e.0)))?;
@@ -181,7 +217,11 @@ impl State {
     }
 
     pub fn file_ids(&self) -> Result<Vec<FileId>> {
-        let read = self.db.begin_read().map_err(|e| self.failed(e))?;
+        self.guarded(|| self.read_file_ids())
+    }
+
+    fn read_file_ids(&self) -> Result<Vec<FileId>> {
+        let read = self.db()?.begin_read().map_err(|e| self.failed(e))?;
         let files = read.open_table(FILES).map_err(|e| self.failed(e))?;
         let ids = files.iter().map_err(|e| self.failed(e))?;
         ids.map(|entry| entry.map(|(key, _)| FileId(key.value())).map_err(|e| self.failed(e))).collect()
@@ -189,7 +229,11 @@ impl State {
 
     /// Every chunk of every map.
     pub fn for_each_chunk(&self, visit: &mut dyn FnMut(FileId, u32, &ChunkBytes)) -> Result<()> {
-        let read = self.db.begin_read().map_err(|e| self.failed(e))?;
+        self.guarded(|| self.read_chunks(visit))
+    }
+
+    fn read_chunks(&self, visit: &mut dyn FnMut(FileId, u32, &ChunkBytes)) -> Result<()> {
+        let read = self.db()?.begin_read().map_err(|e| self.failed(e))?;
         let map = read.open_table(MAP).map_err(|e| self.failed(e))?;
         for entry in map.iter().map_err(|e| self.failed(e))? {
             let (key, value) = entry.map_err(|e| self.failed(e))?;

@@ -41,7 +41,10 @@ impl Volume {
     /// Starts committer and maintenance. They end with [`Volume::shut_down`].
     pub fn start_threads(self: &Arc<Self>) -> Result<()> {
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.to_string()).spawn(body).map_err(|e| Error::io("start thread", name, e))
+            std::thread::Builder::new()
+                .name(name.to_string())
+                .spawn(body)
+                .map_err(|e| Error::io("start thread", name, e))
         };
         let committer = self.clone();
         let maintainer = self.clone();
@@ -109,7 +112,11 @@ impl Volume {
     }
 
     fn maintain_once(&self, idle: bool, checkpoint_time: bool) -> Result<()> {
-        self.refresh_budgets()?;
+        // A tier that cannot say what it has left keeps its last budget; the log is drained all the same.
+        match self.refresh_budgets() {
+            Ok(()) => self.restore_health("budgets"),
+            Err(error) => self.degrade("budgets", error.to_string()),
+        }
         if self.log_fill() >= self.options.coalesce_at_fill {
             return self.make_log_room();
         }

@@ -2,6 +2,10 @@
 //! crash at every device operation; faults.
 
 mod crash;
+mod damage;
+mod faults;
 mod harness;
 mod leaving;
 mod model;
+mod rules;
+mod threads;

@@ -52,8 +52,7 @@ pub(in crate::jobs) fn load(device: &dyn Device) -> Result<Pins> {
 pub(super) fn save(device: &dyn Device, pins: &Pins) -> Result<()> {
     let fail = |action| move |source| Error::io(action, format!("{}/{PINS_FILE_NEW}", device.path()), source);
     let bytes = encode(pins)?;
-    let file =
-        device.open(PINS_FILE_NEW, OpenMode { create: true, ..OpenMode::default() }).map_err(fail("open"))?;
+    let file = device.open(PINS_FILE_NEW, OpenMode { create: true, ..OpenMode::default() }).map_err(fail("open"))?;
     file.set_len(0).map_err(fail("truncate"))?;
     file.write_all_at(&bytes, 0).map_err(fail("write"))?;
     file.sync_data().map_err(fail("sync"))?;
