@@ -49,7 +49,8 @@ pub(super) fn run(request: &Adopt, as_json: bool) -> Result<()> {
         let _ = std::fs::remove_file(&waiting);
     })?;
     follower.finish();
-    std::fs::rename(&waiting, &file).with_context(|| format!("renaming {} to {}", waiting.display(), file.display()))?;
+    std::fs::rename(&waiting, &file)
+        .with_context(|| format!("renaming {} to {}", waiting.display(), file.display()))?;
     let drop_in = drop_in(&settings.name, &report.directory);
     match as_json {
         true => out::json(&Adopted { name: &settings.name, settings_file: &file, drop_in: &drop_in, report: &report }),
@@ -83,7 +84,8 @@ fn essentials(request: &Adopt) -> Result<Essentials> {
 /// The directory's own name, as far as a volume may be called so.
 fn name_of(mount: &Path) -> String {
     let last = mount.file_name().unwrap_or_default().to_string_lossy();
-    let name: String = last.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
+    let name: String =
+        last.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
     match name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         true => name,
         false => format!("volume{name}"),
@@ -97,7 +99,10 @@ fn refuse_other_settings(file: &Path, settings: &Settings) -> Result<()> {
     }
     match Settings::load(file) {
         Ok(there) if there.mount == settings.mount && there.name == settings.name => Ok(()),
-        _ => Err(Error::Invalid(format!("--config-out {}: the file exists and is of another volume", file.display())).into()),
+        _ => {
+            Err(Error::Invalid(format!("--config-out {}: the file exists and is of another volume", file.display()))
+                .into())
+        }
     }
 }
 

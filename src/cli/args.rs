@@ -1,6 +1,7 @@
 //! The command line's grammar. The texts here are the help and the man pages.
 
 use crate::daemon::quantity::parse_bytes;
+use crate::jobs::dump::TARGETS;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -97,9 +98,9 @@ pub(super) enum Command {
         #[arg(long)]
         deep: bool,
     },
-    /// Print an on-disk object readably.
+    /// Print an on-disk object readably, as JSON. The daemon must be stopped for most.
     Dump {
-        /// What to print.
+        #[arg(help = format!("What to print: {TARGETS}"))]
         what: String,
     },
     /// Print the completion script of a shell.

@@ -30,12 +30,14 @@ pub(super) fn run(client: &Client, path: Option<&Path>, files: Option<usize>, as
 }
 
 fn draw(reply: &HeatReply) -> String {
-    let mut text = format!("hot {} cold; accesses per epoch of {} s\n", SHADES.iter().rev().collect::<String>(), reply.epoch_s);
+    let mut text =
+        format!("hot {} cold; accesses per epoch of {} s\n", SHADES.iter().rev().collect::<String>(), reply.epoch_s);
     for file in &reply.files {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "\n{} ({} blocks, {:.2})", file.path, file.blocks, file.heat);
         let _ = writeln!(text, "  heat {}", file.ranges.iter().map(shade).collect::<String>());
-        let _ = writeln!(text, "  tier {}  {}", file.ranges.iter().map(mostly_on).collect::<String>(), shares(file, reply));
+        let _ =
+            writeln!(text, "  tier {}  {}", file.ranges.iter().map(mostly_on).collect::<String>(), shares(file, reply));
     }
     if reply.more_files > 0 {
         let _ = writeln!(text, "\nand {} more files (--files N shows more)", reply.more_files);
@@ -56,7 +58,9 @@ fn shade(range: &HeatRange) -> char {
 fn mostly_on(range: &HeatRange) -> char {
     let most = range.tiers.iter().enumerate().max_by_key(|(index, blocks)| (**blocks, usize::MAX - index));
     match most {
-        Some((index, blocks)) if *blocks > 0 => u32::try_from(index).ok().and_then(|digit| char::from_digit(digit, 16)).unwrap_or('?'),
+        Some((index, blocks)) if *blocks > 0 => {
+            u32::try_from(index).ok().and_then(|digit| char::from_digit(digit, 16)).unwrap_or('?')
+        }
         _ => UNPLACED,
     }
 }
@@ -84,7 +88,15 @@ mod tests {
 
     fn range(hottest: f32, tiers: [u64; 3]) -> HeatRange {
         let blocks = tiers.iter().sum::<u64>().max(1);
-        HeatRange { first: BlockNo(0), blocks, temperature: hottest, hottest, heat: 1.0, tiers: tiers.to_vec(), unplaced: 0 }
+        HeatRange {
+            first: BlockNo(0),
+            blocks,
+            temperature: hottest,
+            hottest,
+            heat: 1.0,
+            tiers: tiers.to_vec(),
+            unplaced: 0,
+        }
     }
 
     #[test]
@@ -98,9 +110,19 @@ mod tests {
 
     #[test]
     fn rows() {
-        let file = HeatFile { path: "base/5/1259".into(), blocks: 3, heat: 4.5, ranges: vec![range(1.0, [1, 0, 0]), range(0.1, [0, 0, 2])] };
+        let file = HeatFile {
+            path: "base/5/1259".into(),
+            blocks: 3,
+            heat: 4.5,
+            ranges: vec![range(1.0, [1, 0, 0]), range(0.1, [0, 0, 2])],
+        };
         let tiers = ["nvme", "sata", "hdd"].map(str::to_owned).to_vec();
         let text = draw(&HeatReply { tiers, block_bytes: 65536, epoch_s: 300, files: vec![file], more_files: 2 });
-        assert!(text.contains("base/5/1259 (3 blocks, 4.50)") && text.contains("heat █·") && text.contains("tier 02  0 nvme 1, 2 hdd 2"), "{text}");
+        assert!(
+            text.contains("base/5/1259 (3 blocks, 4.50)")
+                && text.contains("heat █·")
+                && text.contains("tier 02  0 nvme 1, 2 hdd 2"),
+            "{text}"
+        );
     }
 }

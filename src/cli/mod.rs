@@ -4,6 +4,8 @@
 
 mod adopt;
 mod args;
+mod check;
+mod dump;
 mod heat;
 mod online;
 mod out;
@@ -75,8 +77,12 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
         return if shown && !error.use_stderr() { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
     }
     let text = error.to_string();
-    let complaint: Vec<&str> =
-        text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:")).filter(|line| !line.is_empty()).collect();
+    let complaint: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"))
+        .filter(|line| !line.is_empty())
+        .collect();
     let line = complaint.join(" ");
     eprintln!("heatfs: {}", line.strip_prefix("error: ").unwrap_or(&line));
     ExitCode::from(USAGE)
@@ -104,7 +110,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Man { dir } => write_man_pages(&dir),
         Command::Adopt(request) => adopt::run(&request, as_json),
         Command::Release(request) => release::run(&volume, &request, as_json),
-        Command::Check { .. } | Command::Dump { .. } => anyhow::bail!("not yet"),
+        Command::Check { deep } => check::run(&volume, deep, as_json),
+        Command::Dump { what } => dump::run(&volume, &what),
     }
 }
 

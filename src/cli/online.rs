@@ -90,7 +90,8 @@ pub(super) fn unpin(volume: &Choice, path: &Path, as_json: bool) -> Result<()> {
 fn split_place(place: &str) -> Result<(&str, u64)> {
     match place.rsplit_once(':') {
         Some((path, offset)) if Path::new(place).symlink_metadata().is_err() => {
-            let bytes = parse_bytes(offset).map_err(|allowed| Error::Invalid(format!("offset `{offset}`: {allowed}")))?;
+            let bytes =
+                parse_bytes(offset).map_err(|allowed| Error::Invalid(format!("offset `{offset}`: {allowed}")))?;
             Ok((path, bytes))
         }
         _ => Ok((place, 0)),
@@ -116,9 +117,15 @@ fn explanation(reply: &ExplainReply) -> String {
     };
     let (start, end) = (found.block.0 * reply.block_bytes, (found.block.0 + 1) * reply.block_bytes);
     line("file", format!("{} ({}, id {})", reply.path, rounded_bytes(reply.size_bytes), found.file));
-    line("block", format!("{}, bytes {start} to {}", found.block, end.min(reply.size_bytes).saturating_sub(1).max(start)));
+    line(
+        "block",
+        format!("{}, bytes {start} to {}", found.block, end.min(reply.size_bytes).saturating_sub(1).max(start)),
+    );
     line("is on", found.tier.clone().unwrap_or_else(|| "no tier: a hole, or only in the log so far".to_owned()));
-    line("heat", format!("{:.3} accesses per epoch; hotter than {:.1} % of all blocks", found.heat, found.temperature * 100.0));
+    line(
+        "heat",
+        format!("{:.3} accesses per epoch; hotter than {:.1} % of all blocks", found.heat, found.temperature * 100.0),
+    );
     if let Some(tier) = &found.pinned_to {
         line("pinned to", tier.clone());
     }

@@ -63,12 +63,35 @@ pub(super) fn status(status: &StatusReply) -> String {
     if let Some(waiting) = &status.stopping {
         line("stopping", waiting.clone());
     }
-    line("daemon", format!("pid {}, up {}, version {}", status.pid, show_span(Duration::from_secs(status.uptime_s)), status.version));
+    line(
+        "daemon",
+        format!(
+            "pid {}, up {}, version {}",
+            status.pid,
+            show_span(Duration::from_secs(status.uptime_s)),
+            status.version
+        ),
+    );
     line("files", format!("{} ({} known to the kernel)", volume.files, status.nodes));
     let log = &volume.log;
     let fill = share(log.used_bytes, log.size_bytes);
-    line("log", format!("{} of {} in use ({fill}), {} not in a base yet", rounded_bytes(log.used_bytes), rounded_bytes(log.size_bytes), rounded_bytes(log.live_bytes)));
-    line("memory", format!("map {}, overlay {}", rounded_bytes(volume.map_memory_bytes), rounded_bytes(volume.overlay_memory_bytes)));
+    line(
+        "log",
+        format!(
+            "{} of {} in use ({fill}), {} not in a base yet",
+            rounded_bytes(log.used_bytes),
+            rounded_bytes(log.size_bytes),
+            rounded_bytes(log.live_bytes)
+        ),
+    );
+    line(
+        "memory",
+        format!(
+            "map {}, overlay {}",
+            rounded_bytes(volume.map_memory_bytes),
+            rounded_bytes(volume.overlay_memory_bytes)
+        ),
+    );
     for (name, value) in counters(&volume.counters) {
         line(name, value);
     }
@@ -78,11 +101,31 @@ pub(super) fn status(status: &StatusReply) -> String {
 fn counters(counters: &Counters) -> Vec<(&'static str, String)> {
     vec![
         ("reads", format!("{} ({})", counters.reads, rounded_bytes(counters.read_bytes))),
-        ("writes", format!("{} ({}), {} waited", counters.writes, rounded_bytes(counters.write_bytes), counters.writer_waits)),
-        ("syncs", format!("{} in {} log writes ({})", counters.syncs, counters.log_groups, rounded_bytes(counters.log_written_bytes))),
+        (
+            "writes",
+            format!("{} ({}), {} waited", counters.writes, rounded_bytes(counters.write_bytes), counters.writer_waits),
+        ),
+        (
+            "syncs",
+            format!(
+                "{} in {} log writes ({})",
+                counters.syncs,
+                counters.log_groups,
+                rounded_bytes(counters.log_written_bytes)
+            ),
+        ),
         ("coalesced", format!("{} blocks", counters.coalesced_blocks)),
-        ("moved", format!("{} blocks up, {} down ({} without copying)", counters.promoted_blocks, counters.demoted_blocks, counters.demoted_by_flip_blocks)),
-        ("checkpoints", format!("{} in {}", counters.checkpoints, show_span(Duration::from_micros(counters.checkpoint_us)))),
+        (
+            "moved",
+            format!(
+                "{} blocks up, {} down ({} without copying)",
+                counters.promoted_blocks, counters.demoted_blocks, counters.demoted_by_flip_blocks
+            ),
+        ),
+        (
+            "checkpoints",
+            format!("{} in {}", counters.checkpoints, show_span(Duration::from_micros(counters.checkpoint_us))),
+        ),
     ]
 }
 
@@ -100,7 +143,8 @@ mod tests {
 
     #[test]
     fn tier_rows() {
-        let tier = TierStatus { name: "nvme".into(), used_bytes: 3 << 30, budget_bytes: 4 << 30, ..TierStatus::default() };
+        let tier =
+            TierStatus { name: "nvme".into(), used_bytes: 3 << 30, budget_bytes: 4 << 30, ..TierStatus::default() };
         let text = tiers(&[tier]);
         assert!(text.contains("nvme") && text.contains("3.0 GiB") && text.contains("75.0 %"), "{text}");
     }

@@ -106,7 +106,10 @@ fn rates(before: &TopReply, now: &TopReply) -> Rates {
         syncs_per_s: per_s(old.syncs, new.syncs),
         log_writes_per_s: per_s(old.log_groups, new.log_groups),
         log_bytes_per_s: per_s(old.log_written_bytes, new.log_written_bytes),
-        log_amplification: ratio(new.log_written_bytes.saturating_sub(old.log_written_bytes), new.write_bytes.saturating_sub(old.write_bytes)),
+        log_amplification: ratio(
+            new.log_written_bytes.saturating_sub(old.log_written_bytes),
+            new.write_bytes.saturating_sub(old.write_bytes),
+        ),
         coalesced_blocks_per_s: per_s(old.coalesced_blocks, new.coalesced_blocks),
         moved_blocks_per_s: per_s(old.promoted_blocks + old.demoted_blocks, new.promoted_blocks + new.demoted_blocks),
         writer_waits: new.writer_waits.saturating_sub(old.writer_waits),

@@ -23,10 +23,13 @@ impl Choice {
         }
         match found.as_slice() {
             [only] => Ok(only.clone()),
-            [] => Err(Error::Invalid(format!("no settings in {SYSTEM_DIR}: name the volume with --config FILE")).into()),
+            [] => {
+                Err(Error::Invalid(format!("no settings in {SYSTEM_DIR}: name the volume with --config FILE")).into())
+            }
             several => {
                 let names: Vec<String> = several.iter().map(|file| file.display().to_string()).collect();
-                Err(Error::Invalid(format!("several volumes ({}): choose one with --config FILE", names.join(", "))).into())
+                Err(Error::Invalid(format!("several volumes ({}): choose one with --config FILE", names.join(", ")))
+                    .into())
             }
         }
     }
@@ -67,7 +70,9 @@ fn settings_in(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = dir.read_dir() else { return Vec::new() };
     let mut files: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|end| end == "toml") && path.file_name().is_some_and(|name| name != EXAMPLE))
+        .filter(|path| {
+            path.extension().is_some_and(|end| end == "toml") && path.file_name().is_some_and(|name| name != EXAMPLE)
+        })
         .collect();
     files.sort();
     files

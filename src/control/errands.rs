@@ -31,7 +31,9 @@ impl Errands {
     /// Starts `work` on a thread of its own. `Busy` while one of this kind is under way.
     pub(super) fn start(self: &Arc<Self>, kind: &str, remaining: Remaining, work: Work) -> Result<JobReply> {
         let mut list = self.list.lock();
-        if let Some(other) = list.iter().find(|other| other.reply.kind == kind && other.reply.state == JobState::Running) {
+        if let Some(other) =
+            list.iter().find(|other| other.reply.kind == kind && other.reply.state == JobState::Running)
+        {
             return Err(Error::Busy(format!("{kind} is under way already, as job {}", other.reply.id)));
         }
         while list.len() >= REMEMBERED {

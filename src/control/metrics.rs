@@ -48,7 +48,12 @@ fn health(registry: &mut Registry, status: &StatusReply) {
     info.get_or_create(&vec![("version", status.version.clone())]).set(1.0);
     registry.register("build", "Always 1; the label says which version serves", info);
     level(registry, "healthy", "1: healthy, 0: degraded or read-only", u64::from(status.health == Health::Healthy));
-    level(registry, "read_only", "1: the log failed and writes are refused", u64::from(status.health == Health::ReadOnly));
+    level(
+        registry,
+        "read_only",
+        "1: the log failed and writes are refused",
+        u64::from(status.health == Health::ReadOnly),
+    );
     level(registry, "uptime_seconds", "Since the daemon mounted the volume", status.uptime_s);
     level(registry, "nodes", "Inodes that the kernel knows", status.nodes);
     level(registry, "files", "Files of the volume", status.volume.files);
@@ -93,7 +98,11 @@ fn mover(registry: &mut Registry, status: &StatusReply) {
         ("mover_plans", "Plans of placement", u64::from(mover.plans)),
         ("mover_moved_blocks", "Blocks moved between tiers", mover.moved_blocks),
         ("mover_moved_bytes", "Bytes moved between tiers", mover.moved_bytes),
-        ("mover_refused_moves", "Moves given up because the block was written meanwhile or had no room", mover.refused_moves),
+        (
+            "mover_refused_moves",
+            "Moves given up because the block was written meanwhile or had no room",
+            mover.refused_moves,
+        ),
         ("mover_failed_moves", "Moves that failed", mover.failed_moves),
         ("mover_fast_lane_moves", "Blocks promoted between plans", mover.fast_lane_moves),
         ("mover_paused_microseconds", "Time the mover waited because commits were slow", mover.paused_us),
@@ -123,7 +132,11 @@ fn counters(registry: &mut Registry, status: &StatusReply) {
         ("log_groups", "Device writes of the log", counters.log_groups),
         ("log_written_bytes", "Bytes written to the log, headers and padding included", counters.log_written_bytes),
         ("log_payload_bytes", "Bytes of payload written to the log", counters.log_payload_bytes),
-        ("reads_from_payload_cache", "Reads answered from recent payloads in memory", counters.reads_from_payload_cache),
+        (
+            "reads_from_payload_cache",
+            "Reads answered from recent payloads in memory",
+            counters.reads_from_payload_cache,
+        ),
         ("reads_from_log", "Reads answered from the log", counters.reads_from_log),
         ("coalesced_blocks", "Blocks whose records were applied to their base", counters.coalesced_blocks),
         ("promoted_blocks", "Blocks moved to a faster tier", counters.promoted_blocks),

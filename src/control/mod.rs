@@ -1,7 +1,6 @@
 //! The control interface: HTTP with JSON over a unix socket. The only room with tokio, in a thread of its own, so that nothing here can
 //! hold up the data plane; calls into the engine run on its blocking threads.
 
-mod check;
 pub mod client;
 mod errands;
 pub mod metrics;

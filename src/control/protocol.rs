@@ -3,7 +3,7 @@
 //! Answers with a status other than 200 carry an [`ErrorReply`]. Sizes are bytes; fields say their unit otherwise.
 
 use crate::jobs::migrate::{Explanation, HeatRange, MoverStatus};
-use crate::volume::{Counters, LogStatus, Severity, TierStatus, VolumeStatus};
+use crate::volume::{Counters, LogStatus, TierStatus, VolumeStatus};
 use serde::{Deserialize, Serialize};
 
 pub const STATUS: &str = "/v1/status";
@@ -71,7 +71,9 @@ impl StatusReply {
     pub fn judge(volume: &VolumeStatus, untrusted_files: u64) -> (Health, Vec<String>) {
         let mut reasons = volume.degraded.clone();
         if untrusted_files > 0 {
-            reasons.push(format!("{untrusted_files} files cannot be trusted (see the daemon's log); reading them gives EIO"));
+            reasons.push(format!(
+                "{untrusted_files} files cannot be trusted (see the daemon's log); reading them gives EIO"
+            ));
         }
         match &volume.read_only {
             Some(why) => {
@@ -164,27 +166,13 @@ pub struct PinRequest {
     pub tier: Option<String>,
 }
 
+/// Starts an errand whose result is a [`crate::jobs::check::CheckReport`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckRequest {
     /// Also read every block and every live record.
     #[serde(default)]
     pub deep: bool,
-}
-
-/// The result of the errand that a [`CheckRequest`] starts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct CheckReply {
-    pub files: u64,
-    pub findings: Vec<CheckFinding>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CheckFinding {
-    pub severity: Severity,
-    /// The file concerned, relative to the mount, where it is one with a name.
-    pub path: Option<String>,
-    pub what: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,17 +3,17 @@
 //! Who may: root, the daemon's own user, and the group of the socket file; the kernel checks the last by the socket's mode. Each request that
 //! changes something is logged with its sender.
 
-use super::check;
 use super::errands::Errands;
+use super::metrics;
 use super::placement;
 use super::protocol::{
-    self, CheckRequest, DoneReply, ErrorReply, ExplainQuery, ExplainReply, HeatQuery, HeatReply, JobReply, PinRequest, StatusReply,
-    StopRequest, TiersReply, TopReply,
+    self, CheckRequest, DoneReply, ErrorReply, ExplainQuery, ExplainReply, HeatQuery, HeatReply, JobReply, PinRequest,
+    StatusReply, StopRequest, TiersReply, TopReply,
 };
 use super::socket::Socket;
-use super::metrics;
 use crate::daemon::{Control, Served};
 use crate::error::{Error, Result};
+use crate::jobs::check::examine;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::connect_info::Connected;
@@ -180,7 +180,9 @@ async fn blocking<Reply: Send + 'static>(
 ) -> std::result::Result<Reply, Failure> {
     match tokio::task::spawn_blocking(move || call(&context)).await {
         Ok(outcome) => Ok(outcome?),
-        Err(_) => Err(Failure(StatusCode::INTERNAL_SERVER_ERROR, "the request failed within (see the daemon's log)".into())),
+        Err(_) => {
+            Err(Failure(StatusCode::INTERNAL_SERVER_ERROR, "the request failed within (see the daemon's log)".into()))
+        }
     }
 }
 
@@ -268,8 +270,9 @@ async fn check(State(context): State<Context>, bytes: Bytes) -> Answer<JobReply>
     let reply = blocking(context, move |context| {
         let served = Arc::clone(&context.served);
         let work = Box::new(move || {
-            let reply = check::run(&served, request.deep)?;
-            serde_json::to_value(reply).map(Some).map_err(|error| Error::Invalid(format!("findings: {error}")))
+            let home = served.settings.tiers[0].path.join("home");
+            let report = examine(&served.volume, &home, request.deep)?;
+            serde_json::to_value(report).map(Some).map_err(|error| Error::Invalid(format!("findings: {error}")))
         });
         context.errands.start("check", Box::new(|| 0), work)
     });
@@ -280,7 +283,8 @@ async fn settle(State(context): State<Context>) -> Answer<JobReply> {
     let reply = blocking(context, |context| {
         let (asked, worked) = (Arc::clone(&context.served.volume), Arc::clone(&context.served.volume));
         let remaining = Box::new(move || asked.status().log.live_bytes);
-        let work = Box::new(move || worked.coalesce_all(&mut |_, _| {}).and_then(|()| worked.checkpoint()).map(|()| None));
+        let work =
+            Box::new(move || worked.coalesce_all(&mut |_, _| {}).and_then(|()| worked.checkpoint()).map(|()| None));
         context.errands.start("settle", remaining, work)
     });
     reply.await.map(Json)

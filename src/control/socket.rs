@@ -22,9 +22,11 @@ impl Socket {
         // Bound under another name and renamed when its mode is right: with the umask it would be open, or closed, by chance.
         let hidden = path.with_extension(format!("{}.new", std::process::id()));
         remove(&hidden)?;
-        let listener = UnixListener::bind(&hidden).map_err(|error| Error::io("binding control socket", shown(), error))?;
-        let ready = fchmodat(nix::fcntl::AT_FDCWD, &hidden, Mode::from_bits_truncate(0o660), FchmodatFlags::FollowSymlink)
-            .and_then(|()| nix::fcntl::renameat(nix::fcntl::AT_FDCWD, &hidden, nix::fcntl::AT_FDCWD, path));
+        let listener =
+            UnixListener::bind(&hidden).map_err(|error| Error::io("binding control socket", shown(), error))?;
+        let ready =
+            fchmodat(nix::fcntl::AT_FDCWD, &hidden, Mode::from_bits_truncate(0o660), FchmodatFlags::FollowSymlink)
+                .and_then(|()| nix::fcntl::renameat(nix::fcntl::AT_FDCWD, &hidden, nix::fcntl::AT_FDCWD, path));
         if let Err(errno) = ready {
             remove(&hidden)?;
             return Err(Error::io("binding control socket", shown(), errno.into()));
@@ -45,7 +47,9 @@ fn make_directory(path: &Path) -> Result<()> {
     let Some(parent) = path.parent() else { return Ok(()) };
     match nix::unistd::mkdir(parent, Mode::from_bits_truncate(0o755)) {
         Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
-        Err(errno) => Err(Error::io("creating directory of the control socket", parent.display().to_string(), errno.into())),
+        Err(errno) => {
+            Err(Error::io("creating directory of the control socket", parent.display().to_string(), errno.into()))
+        }
     }
 }
 

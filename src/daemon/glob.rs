@@ -50,9 +50,14 @@ mod tests {
         ] {
             assert!(matches(pattern, path), "{pattern} {path}");
         }
-        for (pattern, path) in
-            [("*.log", "redo.logs"), ("journal/*", "x/journal/1"), ("journal/*", "journal/a/b"), ("a?c", "ac"), ("", "x"), ("x/?", "x//")]
-        {
+        for (pattern, path) in [
+            ("*.log", "redo.logs"),
+            ("journal/*", "x/journal/1"),
+            ("journal/*", "journal/a/b"),
+            ("a?c", "ac"),
+            ("", "x"),
+            ("x/?", "x//"),
+        ] {
             assert!(!matches(pattern, path), "{pattern} {path}");
         }
     }

@@ -45,7 +45,8 @@ pub fn describe(holders: &[Holder]) -> String {
 
 /// The topmost mount at exactly this path, if there is one.
 pub fn mount_at(point: &Path) -> Result<Option<Mount>> {
-    let text = read_text(Path::new("/proc/self/mountinfo")).map_err(|error| Error::io("reading", "/proc/self/mountinfo", error))?;
+    let text = read_text(Path::new("/proc/self/mountinfo"))
+        .map_err(|error| Error::io("reading", "/proc/self/mountinfo", error))?;
     Ok(parse_mounts(&text).into_iter().rfind(|mount| mount.point == point))
 }
 
@@ -181,7 +182,8 @@ mod tests {
     /// A child that sits in /proc holds that mount by its working directory and is found, with its name.
     #[test]
     fn a_working_directory_is_found() {
-        let mut child = std::process::Command::new("sleep").arg("60").current_dir("/proc").spawn().expect("sleep starts");
+        let mut child =
+            std::process::Command::new("sleep").arg("60").current_dir("/proc").spawn().expect("sleep starts");
         let mount = mount_at(Path::new("/proc")).expect("mountinfo is readable").expect("/proc is mounted");
         let found = holders(&mount).into_iter().find(|holder| holder.pid == child.id());
         child.kill().expect("killed");

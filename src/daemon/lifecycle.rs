@@ -5,9 +5,9 @@
 //! because the time for stopping may run out while a database still uses the mount.
 
 use super::holders::{describe, holders, mount_at};
+use super::quantity::exact_bytes;
 use super::served::{Event, Served, StartControl};
 use super::service::{Notice, notify};
-use super::quantity::exact_bytes;
 use super::settings::Settings;
 use super::watchdog::Watchdog;
 use super::{Control, glob, mountpoint, process, signals};

@@ -47,7 +47,8 @@ pub(super) fn clear(point: &Path) -> Result<()> {
 }
 
 fn require_directory(point: &Path) -> Result<()> {
-    let stat = point.metadata().map_err(|error| Error::io("examining mountpoint", point.display().to_string(), error))?;
+    let stat =
+        point.metadata().map_err(|error| Error::io("examining mountpoint", point.display().to_string(), error))?;
     match stat.is_dir() {
         true => Ok(()),
         false => Err(Error::Invalid(format!("mount = \"{}\": it is not a directory", point.display()))),

@@ -61,11 +61,17 @@ mod tests {
             block_bytes: 32768,
             log_bytes: 2 << 30,
             segment_bytes: 32 << 20,
-            tiers: vec![("nvme".into(), "/nowhere/n".into(), Some(100 << 30)), ("hdd".into(), "/nowhere/h".into(), None)],
+            tiers: vec![
+                ("nvme".into(), "/nowhere/n".into(), Some(100 << 30)),
+                ("hdd".into(), "/nowhere/h".into(), None),
+            ],
         };
         let settings = Settings::parse(&essentials.to_toml(), &[]).expect("accepted");
         assert_eq!((settings.name, settings.mount), (essentials.name, essentials.mount));
-        assert_eq!((settings.block_bytes, settings.log.size_bytes, settings.log.segment_bytes), (32768, 2 << 30, 32 << 20));
+        assert_eq!(
+            (settings.block_bytes, settings.log.size_bytes, settings.log.segment_bytes),
+            (32768, 2 << 30, 32 << 20)
+        );
         let tiers: Vec<_> = settings.tiers.into_iter().map(|tier| (tier.name, tier.path, tier.budget_bytes)).collect();
         assert_eq!(tiers, essentials.tiers);
     }

@@ -33,7 +33,13 @@ pub struct Served {
 }
 
 impl Served {
-    pub(super) fn new(settings: Settings, volume: Arc<Volume>, namespace: Arc<Namespace>, mover: Arc<Mover>, events: Sender<Event>) -> Served {
+    pub(super) fn new(
+        settings: Settings,
+        volume: Arc<Volume>,
+        namespace: Arc<Namespace>,
+        mover: Arc<Mover>,
+        events: Sender<Event>,
+    ) -> Served {
         Served { settings, volume, namespace, mover, started: monotonic_now(), events, stopping: Mutex::new(None) }
     }
 

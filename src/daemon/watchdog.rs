@@ -1,9 +1,9 @@
 //! Word to the service manager's watchdog while our own threads make progress. Never a test of devices: a disk that
 //! hangs for a minute must not make the manager kill the one process that can wait for it.
 
+use super::Control;
 use super::served::Served;
 use super::service::{Notice, notify, watchdog_interval};
-use super::Control;
 use std::time::Duration;
 
 /// How long a thread may take to answer.

@@ -337,7 +337,7 @@ impl Operations for Front {
 
     fn sync_directory(&self, handle: u64, done: impl FnOnce(Outcome<()>) + Send + 'static) {
         match self.directory(handle) {
-            Ok(stream) => self.syncs.submit(move || done(nix::unistd::fsync(&stream.fd).map_err(Fault::from))),
+            Ok(stream) => self.syncs.submit(move || done(stream.sync())),
             Err(fault) => done(Err(fault)),
         }
     }

@@ -37,9 +37,8 @@ impl Recorder {
     pub fn save(&self, device: &dyn Device, volume: &[u8; 16]) -> Result<()> {
         let bytes = self.encode(volume);
         let fail = |action| move |source| Error::io(action, format!("{}/{HEAT_FILE_NEW}", device.path()), source);
-        let file = device
-            .open(HEAT_FILE_NEW, OpenMode { create: true, ..OpenMode::default() })
-            .map_err(fail("open"))?;
+        let file =
+            device.open(HEAT_FILE_NEW, OpenMode { create: true, ..OpenMode::default() }).map_err(fail("open"))?;
         file.set_len(0).map_err(fail("truncate"))?;
         file.write_all_at(&bytes, 0).map_err(fail("write"))?;
         file.sync_data().map_err(fail("sync"))?;
@@ -55,7 +54,8 @@ impl Recorder {
         }
         let file = device.open(HEAT_FILE, OpenMode::default()).map_err(fail("open"))?;
         let len = file.len().map_err(fail("stat"))?;
-        let corrupt = |offset, why: &str| Error::Corrupt { what: "heat", path: path.clone(), offset, why: why.to_owned() };
+        let corrupt =
+            |offset, why: &str| Error::Corrupt { what: "heat", path: path.clone(), offset, why: why.to_owned() };
         if len > BYTES_MAX {
             return Err(corrupt(0, "too large"));
         }

@@ -242,7 +242,13 @@ impl Recorder {
     }
 
     /// Runs `action` on the counters of each block of a range, with the block's index in its chunk.
-    fn with_blocks(&self, file: FileId, first: BlockNo, last: BlockNo, mut action: impl FnMut(&mut Chunk, usize, BlockNo)) {
+    fn with_blocks(
+        &self,
+        file: FileId,
+        first: BlockNo,
+        last: BlockNo,
+        mut action: impl FnMut(&mut Chunk, usize, BlockNo),
+    ) {
         let mut block = first.0;
         while block <= last.0 {
             let number = block / CHUNK_BLOCKS_U64;
@@ -346,10 +352,9 @@ impl AccessObserver for Recorder {
             if let Some(tier) = slow
                 && count >= threshold
                 && count.is_multiple_of(threshold)
+                && self.hot_out.try_send(HotMiss { file, block, tier }).is_err()
             {
-                if self.hot_out.try_send(HotMiss { file, block, tier }).is_err() {
-                    self.hot_dropped.fetch_add(1, Ordering::Relaxed);
-                }
+                self.hot_dropped.fetch_add(1, Ordering::Relaxed);
             }
         });
     }
@@ -369,7 +374,9 @@ impl AccessObserver for Recorder {
         self.counted_writes.fetch_add(1, Ordering::Relaxed);
         let block_bytes = u64::from(self.settings.block_bytes.max(1));
         let last = offset.saturating_add(u64::from(len) - 1) / block_bytes;
-        self.with_blocks(file, BlockNo(offset / block_bytes), BlockNo(last), |chunk, index, _| chunk.count_write(index));
+        self.with_blocks(file, BlockNo(offset / block_bytes), BlockNo(last), |chunk, index, _| {
+            chunk.count_write(index)
+        });
     }
 
     fn on_file_gone(&self, file: FileId) {

@@ -40,7 +40,8 @@ impl Attributes {
         let fd = open_path(path)?;
         let mut xattrs = Vec::new();
         for name in list(&fd, path)? {
-            let value = grow(|buf| sys_home::get_xattr(&fd, &name, buf)).map_err(|e| io("get attribute of", path, e.into()))?;
+            let value =
+                grow(|buf| sys_home::get_xattr(&fd, &name, buf)).map_err(|e| io("get attribute of", path, e.into()))?;
             xattrs.push((name, value));
         }
         xattrs.sort();
@@ -64,7 +65,8 @@ impl Attributes {
     pub fn apply(&self, path: &Path) -> Result<()> {
         let meta = fs::symlink_metadata(path).map_err(|e| io("stat", path, e))?;
         if (meta.uid(), meta.gid()) != (self.uid, self.gid) {
-            std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid)).map_err(|e| io("change owner of", path, e))?;
+            std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid))
+                .map_err(|e| io("change owner of", path, e))?;
         }
         let chmod = |mode| fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|e| io("chmod", path, e));
         if !self.symlink {

@@ -249,9 +249,7 @@ pub(super) fn rename_durably(from: &Path, to: &Path) -> Result<()> {
 /// Removes a directory tree of ours; nothing happens when there is none.
 pub(super) fn remove_tree(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io("remove", path.display().to_string(), e))
-        }
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path.display().to_string(), e)),
         _ => Ok(()),
     }
 }
@@ -259,9 +257,7 @@ pub(super) fn remove_tree(path: &Path) -> Result<()> {
 /// Removes one file of ours; nothing happens when there is none.
 pub(super) fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io("remove", path.display().to_string(), e))
-        }
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path.display().to_string(), e)),
         _ => Ok(()),
     }
 }

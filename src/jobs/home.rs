@@ -41,15 +41,41 @@ pub(super) fn for_each(
     volume: Uuid,
     visit: &mut dyn FnMut(std::result::Result<HomeFile, Strange>) -> Result<()>,
 ) -> Result<()> {
+    walk(tree, volume, false, visit)
+}
+
+/// As [`for_each`], while the tree is being changed: what is gone when it is met is left out.
+pub(super) fn for_each_live(
+    tree: &Path,
+    volume: Uuid,
+    visit: &mut dyn FnMut(std::result::Result<HomeFile, Strange>) -> Result<()>,
+) -> Result<()> {
+    walk(tree, volume, true, visit)
+}
+
+fn walk(
+    tree: &Path,
+    volume: Uuid,
+    live: bool,
+    visit: &mut dyn FnMut(std::result::Result<HomeFile, Strange>) -> Result<()>,
+) -> Result<()> {
     let mut pending = vec![tree.to_owned()];
     while let Some(dir) = pending.pop() {
-        for path in read_dir(&dir)? {
-            let meta = fs::symlink_metadata(&path).map_err(|e| Error::io("stat", path.display().to_string(), e))?;
+        let paths = match read_dir(&dir) {
+            Err(e) if live && is_gone(&e) => continue,
+            paths => paths?,
+        };
+        for path in paths {
+            let meta = match fs::symlink_metadata(&path) {
+                Err(e) if live && e.kind() == std::io::ErrorKind::NotFound => continue,
+                meta => meta.map_err(|e| Error::io("stat", path.display().to_string(), e))?,
+            };
             if meta.is_dir() {
                 pending.push(path);
             } else if meta.is_file() {
                 let relative = path.strip_prefix(tree).unwrap_or(&path).to_owned();
                 visit(match identify(&path, volume, &meta) {
+                    Err(e) if live && is_gone(&e) => continue,
                     Ok(id) => Ok(HomeFile { relative, id, meta }),
                     Err(why) => Err(Strange { relative, why }),
                 })?;
@@ -57,6 +83,10 @@ pub(super) fn for_each(
         }
     }
     Ok(())
+}
+
+fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// The id of one file of home. Errors: `Untrusted`, `Corrupt`, `NotFound` if it carries none.

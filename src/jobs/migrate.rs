@@ -8,7 +8,7 @@
 mod execute;
 mod journal;
 mod pace;
-mod pins;
+pub(super) mod pins;
 #[cfg(test)]
 mod tests;
 mod view;

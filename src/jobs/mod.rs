@@ -6,6 +6,8 @@
 pub mod adopt;
 mod attributes;
 mod backing;
+pub mod check;
+pub mod dump;
 mod home;
 pub mod migrate;
 mod mirror;

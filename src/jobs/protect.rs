@@ -58,7 +58,8 @@ pub(super) fn unprotect(directory: &Path) -> Result<()> {
     let open = File::open(directory).map_err(|e| io("open", e))?;
     if is_immutable(&open) {
         let flags = sys::inode_flags(open.as_fd()).map_err(|e| io("get flags of", e))?;
-        sys::set_inode_flags(open.as_fd(), flags & !sys::INODE_IMMUTABLE).map_err(|e| io("clear immutable flag of", e))?;
+        sys::set_inode_flags(open.as_fd(), flags & !sys::INODE_IMMUTABLE)
+            .map_err(|e| io("clear immutable flag of", e))?;
     }
     if exists(&directory.join(MARKER))? {
         fs::set_permissions(directory, Permissions::from_mode(0o700)).map_err(|e| io("chmod", e))?;

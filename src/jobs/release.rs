@@ -12,9 +12,7 @@
 mod gather;
 mod plain;
 
-use super::backing::{
-    Backing, TierPlan, exists, make_private_dir, remove_engine_files, remove_tree, rename_durably,
-};
+use super::backing::{Backing, TierPlan, exists, make_private_dir, remove_engine_files, remove_tree, rename_durably};
 use super::mounts::Mounts;
 use super::protect;
 use super::watch::Watch;
@@ -77,7 +75,8 @@ pub fn release(plan: &ReleasePlan, watch: &mut dyn Watch) -> Result<ReleaseRepor
         refuse_occupied(&directory)?;
         prepare(plan, &backing, &mut id, watch)?;
     }
-    let release = Release { backing: &backing, directory: &directory, releasing: backing.path(id.origin).join(RELEASING) };
+    let release =
+        Release { backing: &backing, directory: &directory, releasing: backing.path(id.origin).join(RELEASING) };
     let (mut files, mut bytes, mut untrusted) = (0, 0, Vec::new());
     if id.phase == Phase::ReleaseBuild {
         (files, bytes, untrusted) = release.build(&mut id, watch)?;
@@ -98,10 +97,7 @@ fn identify(backing: &Backing, directory: &Path) -> Result<VolumeIdentity> {
         Phase::ReleaseBuild | Phase::ReleaseSwap | Phase::ReleaseRemove => {}
     }
     if Path::new(&first.directory) != directory {
-        return Err(Error::Busy(format!(
-            "a release to {} was interrupted: finish that first",
-            first.directory
-        )));
+        return Err(Error::Busy(format!("a release to {} was interrupted: finish that first", first.directory)));
     }
     let id = VolumeIdentity {
         volume: first.volume,

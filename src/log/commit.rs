@@ -172,7 +172,8 @@ impl Log {
             if busy || !queued {
                 let timed_out = self.work.wait_for(&mut state, FLUSH_INTERVAL).timed_out();
                 let unwritten = state.open.is_some() || !state.closed.is_empty() || !state.waiters.is_empty();
-                if state.in_flight || !unwritten || (!timed_out && state.closed.is_empty() && state.waiters.is_empty()) {
+                if state.in_flight || !unwritten || (!timed_out && state.closed.is_empty() && state.waiters.is_empty())
+                {
                     continue;
                 }
             }

@@ -186,7 +186,14 @@ pub struct Log {
 
 impl Log {
     /// Opens the log for appending after [`recover`] has followed it.
-    pub fn open(device: &Arc<dyn Device>, geometry: Geometry, volume: Uuid, incarnation: u64, payload_cache_bytes: u64, replayed: Replayed) -> Result<Log> {
+    pub fn open(
+        device: &Arc<dyn Device>,
+        geometry: Geometry,
+        volume: Uuid,
+        incarnation: u64,
+        payload_cache_bytes: u64,
+        replayed: Replayed,
+    ) -> Result<Log> {
         let (slots, slot_paths) = segments::open_slots(device, geometry)?;
         let durable = replayed.next_segment_seq * geometry.segment_bytes;
         Ok(Log {
@@ -372,7 +379,9 @@ impl Log {
         let mut pages = AlignedBuf::zeroed(usize::try_from(end - first_page).unwrap_or(0));
         let (seq, offset) = (self.geometry.segment_of(position), first_page % self.geometry.segment_bytes);
         let slot = self.geometry.slot(seq);
-        let (Some(file), Some(path), Some(crcs)) = (self.slots.get(slot), self.slot_paths.get(slot), self.page_crcs.get(slot)) else {
+        let (Some(file), Some(path), Some(crcs)) =
+            (self.slots.get(slot), self.slot_paths.get(slot), self.page_crcs.get(slot))
+        else {
             return Err(Error::NotFound(format!("no log segment {seq}")));
         };
         file.read_at(&mut pages, offset).map_err(|e| Error::io("read log segment", path, e))?;

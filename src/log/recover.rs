@@ -157,7 +157,13 @@ impl Scanner<'_> {
     }
 
     /// The group that follows: behind `at` in its segment, or first of a later segment, whichever a later mount wrote.
-    fn successor(&mut self, at: Option<(u64, u64)>, group_seq: u64, previous: u64, from: u64) -> Result<Option<SummaryGroup>> {
+    fn successor(
+        &mut self,
+        at: Option<(u64, u64)>,
+        group_seq: u64,
+        previous: u64,
+        from: u64,
+    ) -> Result<Option<SummaryGroup>> {
         let behind = match at {
             Some((segment_seq, offset)) if offset + PAGE_BYTES <= self.geometry.segment_bytes => {
                 self.group_at(segment_seq, offset)?.filter(|group| {
@@ -263,12 +269,12 @@ impl Scanner<'_> {
 
     /// R7: after the end of the chain nothing later of the same chain may be found.
     fn refuse_successor(&self, segment_seq: u64, end_group_seq: u64, incarnation: u64) -> Result<()> {
-        let later = |group: &SummaryGroup| {
-            group.header.group_seq > end_group_seq && group.header.incarnation >= incarnation
-        };
+        let later =
+            |group: &SummaryGroup| group.header.group_seq > end_group_seq && group.header.incarnation >= incarnation;
         let slot = self.geometry.slot(segment_seq);
         for chunk_at in (0..self.geometry.segment_bytes).step_by(SCAN_BYTES) {
-            let len = usize::try_from(self.geometry.segment_bytes - chunk_at).map_or(SCAN_BYTES, |left| left.min(SCAN_BYTES));
+            let len =
+                usize::try_from(self.geometry.segment_bytes - chunk_at).map_or(SCAN_BYTES, |left| left.min(SCAN_BYTES));
             for (index, page) in self.read(slot, chunk_at, len)?.chunks_exact(PAGE).enumerate() {
                 let offset = chunk_at + (index * PAGE) as u64;
                 if page.starts_with(&MAGIC)

@@ -23,7 +23,8 @@ pub fn create(device: &Arc<dyn Device>, geometry: Geometry, progress: &mut dyn F
             let file = device.open(&path, OpenMode { create: true, direct: true, ..OpenMode::default() })?;
             let mut offset = 0;
             while offset < geometry.segment_bytes {
-                let len = usize::try_from(geometry.segment_bytes - offset).map_or(zeros.len(), |left| left.min(zeros.len()));
+                let len =
+                    usize::try_from(geometry.segment_bytes - offset).map_or(zeros.len(), |left| left.min(zeros.len()));
                 file.write_all_at(zeros.get(..len).unwrap_or_default(), offset)?;
                 offset += len as u64;
             }
@@ -72,7 +73,9 @@ impl Log {
 
     fn write_summary(&self, segment_seq: u64, body: &[u8], groups_end: u64) -> Result<()> {
         let body_pages = (body.len() as u64).next_multiple_of(PAGE_BYTES);
-        let Some(body_offset) = (self.geometry.segment_bytes - PAGE_BYTES).checked_sub(body_pages) else { return Ok(()) };
+        let Some(body_offset) = (self.geometry.segment_bytes - PAGE_BYTES).checked_sub(body_pages) else {
+            return Ok(());
+        };
         if body_offset < groups_end {
             return Ok(());
         }

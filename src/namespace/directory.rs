@@ -1,13 +1,19 @@
 //! Directory streams of home: entries with the backing filesystem's own cookies, so that a stream can go on after entries came and went.
 
+use super::fault::Outcome;
+use super::node::Node;
+use super::sync::reopen;
 use crate::device::sys_home;
 use nix::errno::Errno;
-use nix::unistd::{Whence, lseek64};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use nix::unistd::{Whence, fsync, lseek64};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 /// One entry. `cookie` is the position *after* it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,31 +38,52 @@ const LENGTH_AT: usize = 16;
 const KIND_AT: usize = 18;
 const NAME_AT: usize = 19;
 
-/// An open directory.
+/// An open directory. A descriptor is held only between the first entry and the last: programs keep thousands of directories open just to
+/// come back to them.
 pub struct Stream {
-    pub fd: OwnedFd,
+    node: Arc<Node>,
     at: Mutex<Position>,
 }
 
 /// Where the stream stands: entries read but not handed out, and the cookie before them.
 #[derive(Default)]
 struct Position {
+    listing: Option<OwnedFd>,
     next: i64,
     ready: VecDeque<Entry>,
 }
 
+impl Position {
+    /// Reads the next batch; false at the end.
+    fn fill(&mut self, node: &Node) -> nix::Result<bool> {
+        let listing = match self.listing.take() {
+            Some(listing) => listing,
+            None => {
+                let listing = open_entries(node.fd()?)?;
+                lseek64(&listing, self.next, Whence::SeekSet)?;
+                listing
+            }
+        };
+        let mut buf = vec![0; BATCH_BYTES];
+        let filled = sys_home::read_entries(&listing, &mut buf)?;
+        parse(&buf[..filled], &mut self.ready);
+        if filled > 0 {
+            self.listing = Some(listing);
+        }
+        Ok(filled > 0)
+    }
+}
+
 impl Stream {
-    pub fn new(fd: OwnedFd) -> Stream {
-        Stream { fd, at: Mutex::default() }
+    pub fn new(node: Arc<Node>) -> Stream {
+        Stream { node, at: Mutex::default() }
     }
 
     /// Hands entries from `cookie` on (0: the start) to `take` until it says that it has no room (false; that entry comes again) or the directory ends.
     pub fn read(&self, cookie: i64, mut take: impl FnMut(&Entry) -> bool) -> nix::Result<()> {
         let mut at = self.at.lock();
         if at.next != cookie || cookie == 0 {
-            at.ready.clear();
-            lseek64(&self.fd, cookie, Whence::SeekSet)?;
-            at.next = cookie;
+            *at = Position { next: cookie, ..Position::default() };
         }
         loop {
             while let Some(entry) = at.ready.front() {
@@ -66,14 +93,21 @@ impl Stream {
                 at.next = entry.cookie;
                 at.ready.pop_front();
             }
-            let mut buf = vec![0; BATCH_BYTES];
-            let filled = sys_home::read_entries(&self.fd, &mut buf)?;
-            if filled == 0 {
+            if !at.fill(&self.node)? {
                 return Ok(());
             }
-            parse(&buf[..filled], &mut at.ready);
         }
     }
+
+    /// Makes the directory's entries durable.
+    pub fn sync(&self) -> Outcome<()> {
+        Ok(fsync(reopen(&self.node)?)?)
+    }
+}
+
+/// A directory's own descriptor for listing it.
+pub fn open_entries(directory: impl AsFd) -> nix::Result<OwnedFd> {
+    openat(directory, c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 /// All entries of an open directory but `.` and `..`.
@@ -125,8 +159,9 @@ pub fn check_component(name: &OsStr) -> nix::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::fcntl::{OFlag, open};
-    use nix::sys::stat::Mode;
+    use crate::namespace::descriptors::{Budget, Descriptor};
+    use crate::namespace::node::{Content, ROOT_INODE};
+    use nix::fcntl::open;
 
     #[test]
     fn a_stream_goes_on_from_any_cookie() {
@@ -135,7 +170,9 @@ mod tests {
             std::fs::write(scratch.path().join(format!("name-{at:04}-{}", "x".repeat(at % 40))), b"").unwrap();
         }
         let fd = open(scratch.path(), OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
-        let stream = Stream::new(fd);
+        let listing = open_entries(&fd).unwrap();
+        let descriptor = Descriptor::new(Arc::new(Budget::new(listing)), fd);
+        let stream = Stream::new(Arc::new(Node::new(ROOT_INODE, descriptor, Content::Home, None)));
         let (mut seen, mut cookie) = (Vec::new(), 0);
         loop {
             let mut room = 7;
@@ -167,6 +204,9 @@ mod tests {
             })
             .unwrap();
         assert_eq!(first.len(), 3, "a rewound stream starts again");
-        assert_eq!(entries(&stream.fd).unwrap().len(), 2000);
+        assert_eq!(entries(open_entries(stream.node.fd().unwrap()).unwrap()).unwrap().len(), 2000);
+        assert!(stream.at.lock().listing.is_some());
+        stream.read(0, |_| true).unwrap();
+        assert!(stream.at.lock().listing.is_none(), "a stream read to its end holds no descriptor");
     }
 }

@@ -116,7 +116,7 @@ impl Namespace {
         }
         let hidden = Arc::clone(&grave);
         volume.on_gone(Box::new(move |gone| gone.iter().for_each(|id| hidden.unbury(*id))));
-        let listing = names::open_entries(&fd).map_err(|errno| io("open", errno))?;
+        let listing = directory::open_entries(&fd).map_err(|errno| io("open", errno))?;
         let budget = Arc::new(Budget::new(listing));
         let root = Arc::new(Node::new(ROOT_INODE, Descriptor::new(Arc::clone(&budget), fd), Content::Home, None));
         Ok(Arc::new(Namespace {

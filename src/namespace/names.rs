@@ -16,7 +16,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat, mknodat};
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -349,11 +349,6 @@ impl Namespace {
     }
 
     pub fn open_directory(&self, inode: u64) -> Outcome<Stream> {
-        let node = self.node(inode)?;
-        Ok(Stream::new(open_entries(node.fd()?)?))
+        Ok(Stream::new(self.node(inode)?))
     }
-}
-
-pub(super) fn open_entries(directory: impl AsFd) -> nix::Result<OwnedFd> {
-    openat(directory, c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }

@@ -1,7 +1,6 @@
 //! Paths and files for those who are not the kernel: `explain`, `heat`, `check`, the jobs.
 
-use super::directory::{check_component, entries};
-use super::names::open_entries;
+use super::directory::{check_component, entries, open_entries};
 use super::{Namespace, read_identity};
 use crate::error::{Error, Result};
 use crate::units::FileId;

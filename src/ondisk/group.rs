@@ -214,7 +214,16 @@ impl GroupHeader {
         let records = decode_records(&mut r, records, u64::from(pages), inline_len)?;
         let payload_crcs = (0..pages).map(|_| r.u32()).collect::<Result<Vec<_>, _>>()?;
         let header = GroupHeader {
-            volume, incarnation, segment_seq, offset, group_seq, previous_checksum, wall, inline_bytes, records, payload_crcs,
+            volume,
+            incarnation,
+            segment_seq,
+            offset,
+            group_seq,
+            previous_checksum,
+            wall,
+            inline_bytes,
+            records,
+            payload_crcs,
         };
         Ok((header, checksum))
     }

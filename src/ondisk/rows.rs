@@ -23,8 +23,7 @@ pub struct FileRow {
 impl FileRow {
     pub fn encode(&self) -> [u8; FILE_ROW_LEN] {
         let mut out = [0; FILE_ROW_LEN];
-        let flags =
-            u8::from(self.mtime.is_some()) | u8::from(self.ctime.is_some()) << 1 | u8::from(self.log_file) << 2;
+        let flags = u8::from(self.mtime.is_some()) | u8::from(self.ctime.is_some()) << 1 | u8::from(self.log_file) << 2;
         put(&mut out, 0, &[1, flags]);
         put(&mut out, 8, &self.size_bytes.to_le_bytes());
         put(&mut out, 16, &self.mtime.unwrap_or_default().0.to_le_bytes());

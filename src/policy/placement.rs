@@ -199,7 +199,12 @@ pub fn plan(state: &PlacementState<'_>, settings: &PlacementSettings) -> Plan {
 }
 
 /// Where a block that was just missed on tier `from` should go at once, without waiting for the next plan.
-pub fn immediate(heat: f32, from: TierId, tiers: &[TierOutlook], settings: &PlacementSettings) -> Option<(TierId, Reason)> {
+pub fn immediate(
+    heat: f32,
+    from: TierId,
+    tiers: &[TierOutlook],
+    settings: &PlacementSettings,
+) -> Option<(TierId, Reason)> {
     let source = tiers.get(from.index())?;
     for (to, tier) in (0u8..).map(TierId).zip(tiers).take(from.index()) {
         if tier.room_blocks > 0 && heat >= settings.fill_heat_min {
@@ -597,7 +602,11 @@ impl<'a> Picker<'a> {
             if target == floor || self.room(target.index()) > 0 {
                 return Some((target, false));
             }
-            if self.cold[target.index()].iter().find(|next| self.may_sink(next)).is_some_and(|next| next.heat < victim.heat) {
+            if self.cold[target.index()]
+                .iter()
+                .find(|next| self.may_sink(next))
+                .is_some_and(|next| next.heat < victim.heat)
+            {
                 return Some((target, true));
             }
         }

@@ -122,7 +122,10 @@ impl Objects {
     fn list_dir(&self, dir: &str) -> Result<Vec<String>> {
         match self.device.list(dir) {
             Ok(names) => Ok(names),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            // What is no directory is none of ours; `check` tells of it.
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+                Ok(Vec::new())
+            }
             Err(e) => Err(Error::io("list", self.full(dir), e)),
         }
     }

@@ -122,9 +122,11 @@ impl BlockMap {
     pub fn iter(&self) -> impl Iterator<Item = (BlockNo, Place)> + '_ {
         self.chunks.iter().enumerate().filter_map(|(index, chunk)| chunk.as_ref().map(|chunk| (index, chunk))).flat_map(
             |(index, chunk)| {
-                chunk.iter().enumerate().filter(|(_, byte)| **byte != 0).map(move |(at, &byte)| {
-                    (BlockNo((index * MAP_CHUNK_BLOCKS + at) as u64), Place::from_byte(byte))
-                })
+                chunk
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, byte)| **byte != 0)
+                    .map(move |(at, &byte)| (BlockNo((index * MAP_CHUNK_BLOCKS + at) as u64), Place::from_byte(byte)))
             },
         )
     }
@@ -132,13 +134,16 @@ impl BlockMap {
     /// Blocks with an entry in `first..end`, in order; gaps cost next to nothing.
     pub fn range(&self, first: BlockNo, end: BlockNo) -> impl Iterator<Item = (BlockNo, Place)> + '_ {
         let from = split(first).0;
-        let chunks = self.chunks.iter().enumerate().skip(from).filter_map(|(index, chunk)| Some((index, chunk.as_ref()?)));
+        let chunks =
+            self.chunks.iter().enumerate().skip(from).filter_map(|(index, chunk)| Some((index, chunk.as_ref()?)));
         chunks
             .take_while(move |(index, _)| ((index * MAP_CHUNK_BLOCKS) as u64) < end.0)
             .flat_map(|(index, chunk)| {
-                chunk.iter().enumerate().filter(|(_, byte)| **byte != 0).map(move |(at, &byte)| {
-                    (BlockNo((index * MAP_CHUNK_BLOCKS + at) as u64), Place::from_byte(byte))
-                })
+                chunk
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, byte)| **byte != 0)
+                    .map(move |(at, &byte)| (BlockNo((index * MAP_CHUNK_BLOCKS + at) as u64), Place::from_byte(byte)))
             })
             .filter(move |(block, _)| *block >= first && *block < end)
     }

@@ -93,17 +93,20 @@ impl Volume {
     fn oldest_live_segment(&self) -> u64 {
         let (tail, in_use) = self.log.segments_in_use();
         let head = self.log.head_segment_seq();
-        let live = |seq: &u64| {
-            self.live.get(self.geometry().slot(*seq)).is_some_and(|cell| cell.load(Ordering::Acquire) > 0)
-        };
+        let live =
+            |seq: &u64| self.live.get(self.geometry().slot(*seq)).is_some_and(|cell| cell.load(Ordering::Acquire) > 0);
         (tail..tail + in_use).find(live).unwrap_or(head).min(head)
     }
 
     fn make_durable(&self, frozen: &Frozen) -> Result<()> {
         self.log.sync_all()?;
         for tier in (0..self.tiers.len()).filter_map(|tier| u8::try_from(tier).ok()).map(TierId) {
-            let files: BTreeSet<FileId> =
-                frozen.window.iter().filter(|applied| applied.wrote == Some(tier)).map(|applied| applied.file).collect();
+            let files: BTreeSet<FileId> = frozen
+                .window
+                .iter()
+                .filter(|applied| applied.wrote == Some(tier))
+                .map(|applied| applied.file)
+                .collect();
             let names_went = tier == TierId::FASTEST && !frozen.gone.is_empty();
             if let Err(error) = self.sync_tier(tier, &files, names_went) {
                 self.degrade(&format!("tier {}", self.tier_name(tier)), error.to_string());

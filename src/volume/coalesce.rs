@@ -56,7 +56,8 @@ impl Volume {
                 }
                 let images = self.images_in_place(file, tier, &gathered)?;
                 let wrote = self.about_to_write(tier);
-                let written = images.iter().try_for_each(|(from, image)| self.write_base(file.id(), tier, *from, image));
+                let written =
+                    images.iter().try_for_each(|(from, image)| self.write_base(file.id(), tier, *from, image));
                 match self.note_tier_writes(tier, written) {
                     Ok(()) => Ok(self.flip(file, block, gathered, Place::on(tier), Some(wrote))),
                     Err(_) => self.place_elsewhere(file, block, gathered, tier),
@@ -131,7 +132,13 @@ impl Volume {
     }
 
     /// Lays the pieces over `image` and writes it to the fastest tier that takes it.
-    fn write_full_image(&self, file: &Arc<File>, block: BlockNo, gathered: Gathered, mut image: AlignedBuf) -> Result<Outcome> {
+    fn write_full_image(
+        &self,
+        file: &Arc<File>,
+        block: BlockNo,
+        gathered: Gathered,
+        mut image: AlignedBuf,
+    ) -> Result<Outcome> {
         let (start, end) = (self.block_start(block), self.block_start(block) + self.block_bytes());
         self.overlay_onto(&mut image, start, &gathered.pieces)?;
         let image_end = gathered.size_bytes.max(gathered.pieces.last().map_or(0, |piece| piece.end)).clamp(start, end);
@@ -164,7 +171,8 @@ impl Volume {
     fn tiers_for_first_image(&self, file: &File, block: BlockNo) -> Vec<TierId> {
         let all: Vec<TierId> = (0..self.tiers.len()).filter_map(|tier| u8::try_from(tier).ok()).map(TierId).collect();
         let open = |tier: &TierId| !self.in_backoff(*tier) && !self.is_vacated(file.id(), block, *tier);
-        let spare = |tier: TierId| if file.is_log_file() { 0 } else { self.space.budget_blocks(tier) / FREE_SHARE_FOR_HEAT };
+        let spare =
+            |tier: TierId| if file.is_log_file() { 0 } else { self.space.budget_blocks(tier) / FREE_SHARE_FOR_HEAT };
         let roomy = |tier: &TierId| self.space.free_blocks(*tier) > i64::try_from(spare(*tier)).unwrap_or(i64::MAX);
         let mut chosen: Vec<TierId> = all.iter().copied().filter(|tier| open(tier) && roomy(tier)).collect();
         let tight = all.iter().copied().filter(|tier| open(tier) && !roomy(tier) && self.space.free_blocks(*tier) > 0);
@@ -187,7 +195,14 @@ impl Volume {
 
     /// Makes the base current: takes the applied pieces out of the overlay and sets the block's place, in one step.
     /// Gives up a flip to a new place if bytes were cut away meanwhile.
-    fn flip(&self, file: &Arc<File>, block: BlockNo, gathered: Gathered, place: Place, wrote: Option<Wrote>) -> Outcome {
+    fn flip(
+        &self,
+        file: &Arc<File>,
+        block: BlockNo,
+        gathered: Gathered,
+        place: Place,
+        wrote: Option<Wrote>,
+    ) -> Outcome {
         let _flip = self.gate.read();
         if wrote.is_some_and(|wrote| self.was_lost(wrote)) {
             return Outcome::Later;
@@ -206,11 +221,18 @@ impl Volume {
         }
         let (start, end) = (self.block_start(block), self.block_start(block) + self.block_bytes());
         let still_written = inner.overlay.range(start, end).next().is_some();
-        let place = if place == Place::HOLE && still_written { Place { home: Home::Promised, copy: None } } else { place };
+        let place =
+            if place == Place::HOLE && still_written { Place { home: Home::Promised, copy: None } } else { place };
         self.set_place(file.id(), &mut inner, block, place);
         drop(inner);
         let (file_id, prior) = (file.id(), gathered.place);
-        self.window.lock().push(Applied { file: file_id, block, prior, pieces: gathered.pieces, wrote: wrote.map(|wrote| wrote.tier) });
+        self.window.lock().push(Applied {
+            file: file_id,
+            block,
+            prior,
+            pieces: gathered.pieces,
+            wrote: wrote.map(|wrote| wrote.tier),
+        });
         self.list_dirty(file);
         count(&self.counters.coalesced_blocks, 1);
         Outcome::Done

@@ -168,7 +168,13 @@ mod tests {
 
     #[test]
     fn log_files_are_known_by_name() {
-        for path in ["pg_wal/000000010000000000000001", "ib_logfile0", "#innodb_redo/#ib_redo12", "app.db-wal", "x/mysql-bin.000001"] {
+        for path in [
+            "pg_wal/000000010000000000000001",
+            "ib_logfile0",
+            "#innodb_redo/#ib_redo12",
+            "app.db-wal",
+            "x/mysql-bin.000001",
+        ] {
             assert!(is_log_path(path), "{path}");
         }
         for path in ["base/5/1259", "pg_wal", "ibdata1", "wal/x", "app.db"] {

@@ -51,7 +51,10 @@ impl Volume {
             read_only: self.log.failure(),
             degraded: degraded.iter().map(|(subject, (_, why))| format!("{subject}: {why}")).collect(),
             files: files.len() as u64,
-            tiers: (0..self.tiers.len()).filter_map(|tier| u8::try_from(tier).ok()).map(|t| self.tier_status(TierId(t))).collect(),
+            tiers: (0..self.tiers.len())
+                .filter_map(|tier| u8::try_from(tier).ok())
+                .map(|t| self.tier_status(TierId(t)))
+                .collect(),
             log: self.log_status(),
             counters,
             overlay_extents: extents,
@@ -72,7 +75,9 @@ impl Volume {
             total_bytes: space.total_bytes,
             available_bytes: space.available_bytes,
             budget_bytes: self.space.budget_blocks(id) * self.block_bytes(),
-            used_bytes: self.held_bytes(id, Held::Image) + self.held_bytes(id, Held::Copy) + self.held_bytes(id, Held::Vacated),
+            used_bytes: self.held_bytes(id, Held::Image)
+                + self.held_bytes(id, Held::Copy)
+                + self.held_bytes(id, Held::Vacated),
             blocks: self.space.count(id, Held::Image),
             copies: self.space.count(id, Held::Copy),
         }
@@ -104,7 +109,8 @@ impl Volume {
             for id in objects.list()? {
                 let known = self.state.file(id)?.is_some() || self.files.read().contains_key(&id);
                 if !known {
-                    let what = format!("object {} belongs to no file", objects.full(&crate::tier::objects::object_path(id)));
+                    let what =
+                        format!("object {} belongs to no file", objects.full(&crate::tier::objects::object_path(id)));
                     findings.push(Finding { severity: Severity::Notice, file: Some(id), what });
                 }
             }
@@ -118,7 +124,8 @@ impl Volume {
             let inner = file.read();
             (inner.map.iter().collect(), inner.overlay.iter().collect())
         };
-        let mut damage = |what: String| findings.push(Finding { severity: Severity::Damage, file: Some(file.id()), what });
+        let mut damage =
+            |what: String| findings.push(Finding { severity: Severity::Damage, file: Some(file.id()), what });
         let mut buf = vec![0; usize::try_from(self.block_bytes()).unwrap_or(0)];
         for (block, place) in places {
             let Home::Tier(tier) = place.home else { continue };
@@ -130,7 +137,10 @@ impl Volume {
             let result = match (deep, self.objects(tier).and_then(|objects| objects.get(file.id(), false))) {
                 (true, Ok(Some(_))) => self.read_base(file.id(), tier, start, &mut buf),
                 (_, Ok(None)) => {
-                    damage(format!("block {block} is said to be on tier `{}`, but the object is missing", self.tier_name(tier)));
+                    damage(format!(
+                        "block {block} is said to be on tier `{}`, but the object is missing",
+                        self.tier_name(tier)
+                    ));
                     continue;
                 }
                 (_, other) => other.map(|_| ()),

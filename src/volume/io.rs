@@ -122,7 +122,8 @@ impl Volume {
     pub(super) fn promise_holes(&self, inner: &mut Inner, start: u64, end: u64) -> Result<Vec<BlockNo>> {
         let (first, last) = (self.block_of(start), self.block_of(end - 1));
         // A range that cannot fit whatever is in it is refused before its blocks are listed.
-        let held = inner.image_blocks + inner.promised_blocks + u64::try_from(self.space.unpromised_blocks()).unwrap_or(0);
+        let held =
+            inner.image_blocks + inner.promised_blocks + u64::try_from(self.space.unpromised_blocks()).unwrap_or(0);
         if last.0 - first.0 > held {
             return Err(Error::NoSpace);
         }
@@ -182,7 +183,9 @@ impl Volume {
         }
         patience.rounds += 1;
         if self.maintenance.is_running() {
-            if now.duration_since(patience.since).as_millis() > u128::from(self.log_full_wait_ms.load(Ordering::Relaxed)) {
+            if now.duration_since(patience.since).as_millis()
+                > u128::from(self.log_full_wait_ms.load(Ordering::Relaxed))
+            {
                 return Err(Error::LogFull);
             }
             self.wake_maintenance();
@@ -250,7 +253,9 @@ impl Volume {
             let stop = (self.block_start(block) + self.block_bytes()).min(end);
             let piece = inner.map.get(block).tier().map_or(Piece::Zeros, Piece::Base);
             match (pieces.last_mut(), &piece) {
-                (Some(last), Piece::Base(tier)) if last.end == at && matches!(last.piece, Piece::Base(t) if t == *tier) => {
+                (Some(last), Piece::Base(tier))
+                    if last.end == at && matches!(last.piece, Piece::Base(t) if t == *tier) =>
+                {
                     last.end = stop;
                 }
                 _ => pieces.push(PlannedPiece { start: at, end: stop, piece }),
@@ -286,9 +291,9 @@ impl Volume {
             count(&counters.reads, 1);
             count(&counters.read_bytes, out.len() as u64);
         }
-        let aligned = start % PAGE_BYTES == 0
-            && out.len() as u64 % PAGE_BYTES == 0
-            && out.as_ptr().addr() as u64 % PAGE_BYTES == 0;
+        let aligned = start.is_multiple_of(PAGE_BYTES)
+            && (out.len() as u64).is_multiple_of(PAGE_BYTES)
+            && (out.as_ptr().addr() as u64).is_multiple_of(PAGE_BYTES);
         if aligned {
             let got = object.read_at(out, start).map_err(|e| Error::io("read", path(), e))?;
             out.get_mut(got..).unwrap_or_default().fill(0);

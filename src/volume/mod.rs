@@ -41,7 +41,7 @@ mod threads;
 pub use blockmap::{Home, Place};
 pub use file::File;
 pub use inspect::{Finding, Severity};
-pub use open::Recovery;
+pub use open::{Recovery, Run};
 pub use resize::Seek;
 pub use state::Meta;
 pub use status::{Counters, LogStatus, TierStatus, VolumeStatus};
@@ -111,6 +111,7 @@ pub type LogPaths = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Hears of accesses: the recorder of heat. Called on the data path: must be quick and never block.
 pub trait AccessObserver: Send + Sync {
+    #[expect(clippy::too_many_arguments, reason = "a struct for the call would be built on every miss")]
     fn on_read_miss(
         &self,
         file: FileId,
@@ -360,7 +361,8 @@ impl Volume {
         let mut inner = file::Inner::default();
         let mut log_file = false;
         if let Some((row, chunks)) = self.state.file(id)? {
-            (inner.size_bytes, inner.mtime, inner.ctime, log_file) = (row.size_bytes, row.mtime, row.ctime, row.log_file);
+            (inner.size_bytes, inner.mtime, inner.ctime, log_file) =
+                (row.size_bytes, row.mtime, row.ctime, row.log_file);
             for (index, bytes) in chunks {
                 inner.map.load_chunk(index, &bytes);
             }

@@ -3,7 +3,7 @@
 //! Replay applies the records from the redo point on, in order, to the overlay: no byte is copied. Base and map may already
 //! contain some of them; applying them again gives the same bytes, since the log holds every later record of the same range too.
 
-use super::blockmap::{Home, Place};
+use super::blockmap::{BlockMap, Home, Place};
 use super::overlay::{Extent, Source};
 use super::resize::Promises;
 use super::space::{Held, SpaceBook};
@@ -12,7 +12,7 @@ use super::{File, Options, Tier, Volume, readers, status, threads};
 use crate::error::{Error, Result};
 use crate::log::{self, Geometry, Log, RedoPoint};
 use crate::ondisk::group::{FIXED_LEN, GroupHeader, RECORD_LEN, RecordHeader, RecordKind};
-use crate::ondisk::rows::MAP_CHUNK_BLOCKS;
+use crate::ondisk::rows::{FileRow, MAP_CHUNK_BLOCKS};
 use crate::tier::objects::Objects;
 use crate::units::{BlockNo, FileId, Lsn, PAGE_BYTES, TierId, WallNs};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -40,7 +40,7 @@ fn check_options(options: &Options, tiers: usize) -> Result<()> {
     if !block.is_power_of_two() || !(4096..=1 << 20).contains(&block) {
         return Err(Error::Invalid(format!("block size {block}: allowed are powers of two from 4 KiB to 1 MiB")));
     }
-    if options.segments < 4 || options.segment_bytes % (64 << 10) != 0 || options.segment_bytes < 256 << 10 {
+    if options.segments < 4 || !options.segment_bytes.is_multiple_of(64 << 10) || options.segment_bytes < 256 << 10 {
         let (segments, bytes) = (options.segments, options.segment_bytes);
         return Err(Error::Invalid(format!(
             "log of {segments} segments of {bytes} bytes: allowed are at least 4 segments, each a multiple of 64 KiB and at least 256 KiB"
@@ -113,14 +113,16 @@ impl Volume {
             let why = format!("the volume's tiers are {:?}, fastest first, but {names:?} were given", meta.tiers);
             return Err(Error::Invalid(why));
         }
-        (options.block_bytes, options.segment_bytes, options.segments) = (meta.block_bytes, meta.segment_bytes, meta.segments);
+        (options.block_bytes, options.segment_bytes, options.segments) =
+            (meta.block_bytes, meta.segment_bytes, meta.segments);
         check_options(&options, tiers.len())?;
         let mut groups = Vec::new();
         let geometry = geometry_of(&meta);
-        let replayed = log::recover(&fastest.device, geometry, meta.volume, meta.redo, &mut |address, header: &GroupHeader| {
-            groups.push(ReplayGroup { address, wall: header.wall, records: header.records.clone() });
-            Ok(())
-        })?;
+        let replayed =
+            log::recover(&fastest.device, geometry, meta.volume, meta.redo, &mut |address, header: &GroupHeader| {
+                groups.push(ReplayGroup { address, wall: header.wall, records: header.records.clone() });
+                Ok(())
+            })?;
         let recovery = Recovery {
             was_clean: meta.clean && groups.is_empty(),
             groups_replayed: replayed.groups,
@@ -300,7 +302,14 @@ impl Volume {
     }
 
     /// Adopting: the file's bytes already lie in its object on `tier`; `data` names the ranges that are not holes. Durable after a checkpoint.
-    pub fn import_file(&self, id: FileId, size_bytes: u64, mtime: WallNs, tier: TierId, data: &[(u64, u64)]) -> Result<()> {
+    pub fn import_file(
+        &self,
+        id: FileId,
+        size_bytes: u64,
+        mtime: WallNs,
+        tier: TierId,
+        data: &[(u64, u64)],
+    ) -> Result<()> {
         let file = self.file(id)?;
         let _flip = self.gate.read();
         let mut inner = file.write();
@@ -355,17 +364,28 @@ impl Volume {
         self.meta.lock().clone()
     }
 
-    /// Blocks and tiers of a file, as runs: (first block, blocks, tier or None for a hole, tier with a clean copy).
-    pub fn block_map(&self, file: &File) -> Vec<(BlockNo, u64, Option<TierId>, Option<TierId>)> {
-        let mut runs: Vec<(BlockNo, u64, Option<TierId>, Option<TierId>)> = Vec::new();
-        for (block, place) in file.read().map.iter() {
-            let (tier, copy) = (place.tier(), place.copy);
-            match runs.last_mut() {
-                Some((first, count, t, c)) if first.0 + *count == block.0 && *t == tier && *c == copy => *count += 1,
-                _ => runs.push((block, 1, tier, copy)),
-            }
+    /// Blocks and tiers of a file, as runs.
+    pub fn block_map(&self, file: &File) -> Vec<Run> {
+        runs_of(&file.read().map)
+    }
+
+    /// What durable state says of one file, without opening the volume, which nobody may have open.
+    pub fn peek_file(fastest: &Tier, id: FileId) -> Result<Option<(FileRow, Vec<Run>)>> {
+        let (state, _) = State::open(&fastest.device)?;
+        let Some((row, chunks)) = state.file(id)? else { return Ok(None) };
+        let mut map = BlockMap::default();
+        for (index, bytes) in chunks {
+            map.load_chunk(index, &bytes);
         }
-        runs
+        Ok(Some((row, runs_of(&map))))
+    }
+
+    /// All files in durable state, without opening the volume, which nobody may have open.
+    pub fn peek_files(fastest: &Tier) -> Result<Vec<(FileId, FileRow)>> {
+        let (state, _) = State::open(&fastest.device)?;
+        let row = |id| Ok(state.file(id)?.map(|(row, _)| (id, row)));
+        let rows: Result<Vec<_>> = state.file_ids()?.into_iter().map(row).collect();
+        Ok(rows?.into_iter().flatten().collect())
     }
 
     /// Blocks that one row of the stored map covers; for messages and tests.
@@ -376,4 +396,19 @@ impl Volume {
     pub(super) fn held_bytes(&self, tier: TierId, held: Held) -> u64 {
         self.space.count(tier, held) * self.block_bytes()
     }
+}
+
+/// Some blocks in a row that lie alike: first block, blocks, tier or None for a hole, tier with a clean copy.
+pub type Run = (BlockNo, u64, Option<TierId>, Option<TierId>);
+
+fn runs_of(map: &BlockMap) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (block, place) in map.iter() {
+        let (tier, copy) = (place.tier(), place.copy);
+        match runs.last_mut() {
+            Some((first, count, t, c)) if first.0 + *count == block.0 && *t == tier && *c == copy => *count += 1,
+            _ => runs.push((block, 1, tier, copy)),
+        }
+    }
+    runs
 }

@@ -140,7 +140,8 @@ impl Overlay {
     pub fn cut(&mut self, start: u64, end: u64, ledger: &mut impl Ledger) {
         let mut first = self.extents.range(..start).next_back().map(|(&s, &p)| unpack(s, p)).filter(|e| e.end > start);
         loop {
-            let Some(found) = first.take().or_else(|| self.extents.range(start..end).next().map(|(&s, &p)| unpack(s, p)))
+            let Some(found) =
+                first.take().or_else(|| self.extents.range(start..end).next().map(|(&s, &p)| unpack(s, p)))
             else {
                 return;
             };

@@ -42,7 +42,8 @@ impl Readers {
 
     fn leave(&self, side: usize) {
         let Some(count) = self.counts.get(side) else { return };
-        if count.fetch_sub(1, Ordering::SeqCst) == 1 && usize::from(self.epoch.load(Ordering::SeqCst) & 1 == 1) != side {
+        if count.fetch_sub(1, Ordering::SeqCst) == 1 && usize::from(self.epoch.load(Ordering::SeqCst) & 1 == 1) != side
+        {
             drop(self.left_lock.lock());
             self.left.notify_all();
         }

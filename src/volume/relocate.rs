@@ -79,7 +79,15 @@ impl Volume {
         self.space.free_blocks(to) >= blocks && self.space.unpromised_blocks() >= blocks
     }
 
-    fn flip_moved(&self, file: &Arc<File>, first: BlockNo, blocks: u64, from: TierId, wrote: Wrote, keep_copy: bool) -> u64 {
+    fn flip_moved(
+        &self,
+        file: &Arc<File>,
+        first: BlockNo,
+        blocks: u64,
+        from: TierId,
+        wrote: Wrote,
+        keep_copy: bool,
+    ) -> u64 {
         let to = wrote.tier;
         let _flip = self.gate.read();
         let mut inner = file.write();
@@ -150,13 +158,9 @@ impl Volume {
     /// Brings every block of a file to one tier, coalesced, for `release`: budgets no longer count, only the room that the backing
     /// filesystem has. The volume must not be serving. `progress` hears blocks moved.
     pub fn gather(&self, file: &Arc<File>, to: TierId, progress: &mut dyn FnMut(u64)) -> Result<()> {
-<<<<<<< HEAD
         self.space.lift_budgets();
         self.refresh_budgets()?;
-        for attempt in 0..3 {
-=======
         for attempt in 0..4 {
->>>>>>> h-device
             let away: Vec<BlockNo> = file
                 .read()
                 .map

@@ -45,19 +45,31 @@ impl Volume {
     /// fallocate(PUNCH_HOLE | KEEP_SIZE).
     pub fn punch_hole(&self, file: &Arc<File>, offset: u64, len: u64) -> Result<()> {
         let end = range_end(offset, len)?;
-        self.log_and_apply(file, RecordKind::Punch, offset, |_| len, |inner, lsn| {
-            self.apply_zeros(file.id(), inner, offset, end, lsn, Promises::Release);
-            inner.touch(clock::wall_now());
-        })
+        self.log_and_apply(
+            file,
+            RecordKind::Punch,
+            offset,
+            |_| len,
+            |inner, lsn| {
+                self.apply_zeros(file.id(), inner, offset, end, lsn, Promises::Release);
+                inner.touch(clock::wall_now());
+            },
+        )
     }
 
     /// fallocate(ZERO_RANGE), with KEEP_SIZE or without.
     pub fn zero_range(&self, file: &Arc<File>, offset: u64, len: u64, keep_size: bool) -> Result<()> {
         let end = range_end(offset, len)?;
-        self.log_and_apply(file, RecordKind::Punch, offset, |_| len, |inner, lsn| {
-            self.apply_zeros(file.id(), inner, offset, end, lsn, Promises::Keep);
-            inner.touch(clock::wall_now());
-        })?;
+        self.log_and_apply(
+            file,
+            RecordKind::Punch,
+            offset,
+            |_| len,
+            |inner, lsn| {
+                self.apply_zeros(file.id(), inner, offset, end, lsn, Promises::Keep);
+                inner.touch(clock::wall_now());
+            },
+        )?;
         self.allocate(file, offset, len, keep_size)
     }
 
@@ -81,10 +93,16 @@ impl Volume {
         if keep_size || end <= file.size_bytes() {
             return Ok(());
         }
-        self.log_and_apply(file, RecordKind::Size, end, |_| 0, |inner, _| {
-            inner.size_bytes = inner.size_bytes.max(end);
-            inner.touch(clock::wall_now());
-        })
+        self.log_and_apply(
+            file,
+            RecordKind::Size,
+            end,
+            |_| 0,
+            |inner, _| {
+                inner.size_bytes = inner.size_bytes.max(end);
+                inner.touch(clock::wall_now());
+            },
+        )
     }
 
     /// Logs a record without payload and applies it, both under the file's lock. Waits for log space.
@@ -124,7 +142,15 @@ impl Volume {
     }
 
     /// Bytes in `start..end` read as zeros from now on: nothing newer is left, and images that hold old bytes there are covered with zeros.
-    pub(super) fn apply_zeros(&self, file: FileId, inner: &mut Inner, start: u64, end: u64, lsn: Lsn, promises: Promises) {
+    pub(super) fn apply_zeros(
+        &self,
+        file: FileId,
+        inner: &mut Inner,
+        start: u64,
+        end: u64,
+        lsn: Lsn,
+        promises: Promises,
+    ) {
         inner.cuts += 1;
         inner.overlay.cut(start, end, &mut self.ledger());
         let block_bytes = self.block_bytes();
@@ -175,7 +201,8 @@ impl Volume {
 
     /// The next offset from `at` on at which the map or the overlay has anything; `size` when there is none.
     fn next_entry(&self, inner: &Inner, at: u64, size: u64) -> u64 {
-        let mapped = inner.map.range(self.block_of(at), BlockNo(u64::MAX)).next().map(|(block, _)| self.block_start(block));
+        let mapped =
+            inner.map.range(self.block_of(at), BlockNo(u64::MAX)).next().map(|(block, _)| self.block_start(block));
         let logged = inner.overlay.range(at, size).next().map(|extent| extent.start);
         [mapped, logged].into_iter().flatten().min().unwrap_or(size).clamp(at, size.max(at))
     }
@@ -209,17 +236,26 @@ impl Volume {
             return Ok(());
         };
         let bits = u64::from_le_bytes(mtime.0.to_le_bytes());
-        self.log_and_apply(file, RecordKind::Times, bits, |_| 0, |inner, _| {
-            inner.mtime = Some(mtime);
-            inner.ctime = Some(clock::wall_now());
-            inner.row_dirty = true;
-        })
+        self.log_and_apply(
+            file,
+            RecordKind::Times,
+            bits,
+            |_| 0,
+            |inner, _| {
+                inner.mtime = Some(mtime);
+                inner.ctime = Some(clock::wall_now());
+                inner.row_dirty = true;
+            },
+        )
     }
 
     /// statfs over all tiers: what the budgets allow, less what is held and promised.
     pub fn space(&self) -> Space {
         let blocks = |n: i64| u64::try_from(n).unwrap_or(0) * self.block_bytes();
-        let total = (0..self.tiers.len()).filter_map(|t| u8::try_from(t).ok()).map(|t| self.space.budget_blocks(TierId(t))).sum::<u64>();
+        let total = (0..self.tiers.len())
+            .filter_map(|t| u8::try_from(t).ok())
+            .map(|t| self.space.budget_blocks(TierId(t)))
+            .sum::<u64>();
         Space { total_bytes: total * self.block_bytes(), available_bytes: blocks(self.space.unpromised_blocks()) }
     }
 

@@ -35,7 +35,12 @@ pub struct SpaceBook {
 
 impl SpaceBook {
     pub fn new(tiers: usize, block_bytes: u64) -> SpaceBook {
-        SpaceBook { block_bytes, tiers: (0..tiers).map(|_| Use::default()).collect(), promised: AtomicI64::new(0), lifted: AtomicBool::new(false) }
+        SpaceBook {
+            block_bytes,
+            tiers: (0..tiers).map(|_| Use::default()).collect(),
+            promised: AtomicI64::new(0),
+            lifted: AtomicBool::new(false),
+        }
     }
 
     /// Budgets do not count any more from the next refresh on.
@@ -76,7 +81,8 @@ impl SpaceBook {
 
     /// Blocks that still fit anywhere and are promised to nobody.
     pub fn unpromised_blocks(&self) -> i64 {
-        let free: i64 = self.tiers.iter().map(|tier| (tier.budget.load(Ordering::Relaxed) - SpaceBook::held(tier)).max(0)).sum();
+        let free: i64 =
+            self.tiers.iter().map(|tier| (tier.budget.load(Ordering::Relaxed) - SpaceBook::held(tier)).max(0)).sum();
         free - self.promised.load(Ordering::Relaxed)
     }
 

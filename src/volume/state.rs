@@ -42,6 +42,9 @@ pub struct Meta {
     pub clean: bool,
 }
 
+/// A file's row and the chunks of its map.
+pub type StoredFile = (FileRow, Vec<(u32, ChunkBytes)>);
+
 /// What one checkpoint changes.
 #[derive(Default)]
 pub struct Changes {
@@ -123,7 +126,8 @@ impl State {
         }
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
-        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.create_with_backend(Backend { file })));
+        let opened =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.create_with_backend(Backend { file })));
         match opened {
             Ok(Ok(db)) => Ok(State { db: Some(db), path }),
             Ok(Err(error)) => Err(Error::State { path, why: error.to_string() }),
@@ -150,9 +154,12 @@ impl State {
         let table = read.open_table(META).map_err(|e| self.failed(e))?;
         let row = table.get("volume").map_err(|e| self.failed(e))?;
         let row = row.ok_or_else(|| self.failed("the volume's row is missing"))?;
-        let meta: Meta = serde_json::from_slice(row.value()).map_err(|e| self.failed(format!("the volume's row: {e}")))?;
+        let meta: Meta =
+            serde_json::from_slice(row.value()).map_err(|e| self.failed(format!("the volume's row: {e}")))?;
         if meta.version != 1 {
-            return Err(self.failed(format!("version {} of the state is not known here (this is version 1)", meta.version)));
+            return Err(
+                self.failed(format!("version {} of the state is not known here (this is version 1)", meta.version))
+            );
         }
         Ok(meta)
     }
@@ -191,11 +198,11 @@ impl State {
     }
 
     /// A file's row and map, if durable state has it.
-    pub fn file(&self, id: FileId) -> Result<Option<(FileRow, Vec<(u32, ChunkBytes)>)>> {
+    pub fn file(&self, id: FileId) -> Result<Option<StoredFile>> {
         self.guarded(|| self.read_file(id))
     }
 
-    fn read_file(&self, id: FileId) -> Result<Option<(FileRow, Vec<(u32, ChunkBytes)>)>> {
+    fn read_file(&self, id: FileId) -> Result<Option<StoredFile>> {
         let read = self.db()?.begin_read().map_err(|e| self.failed(e))?;
         let files = read.open_table(FILES).map_err(|e| self.failed(e))?;
         let Some(row) = files.get(id.0).map_err(|e| self.failed(e))? else { return Ok(None) };

@@ -41,7 +41,10 @@ impl Volume {
     /// Starts committer and maintenance. They end with [`Volume::shut_down`].
     pub fn start_threads(self: &Arc<Self>) -> Result<()> {
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.to_string()).spawn(body).map_err(|e| Error::io("start thread", name, e))
+            std::thread::Builder::new()
+                .name(name.to_string())
+                .spawn(body)
+                .map_err(|e| Error::io("start thread", name, e))
         };
         let committer = self.clone();
         let maintainer = self.clone();

@@ -205,11 +205,17 @@ fn judge_tiers(plan: &AdoptPlan, backing: &Backing, origin: TierId, survey: &Sur
         let before = backing.ids().zip(&able).take(tier.index());
         for (other, _) in before.filter(|(_, other)| other.fs_device == found.fs_device) {
             let (first, second) = (backing.name(other), backing.name(tier));
-            warnings.push(format!("tiers `{first}` and `{second}` are on one filesystem: moving blocks between them gains nothing"));
+            warnings.push(format!(
+                "tiers `{first}` and `{second}` are on one filesystem: moving blocks between them gains nothing"
+            ));
         }
         for (has, what) in [(found.direct_io, "direct I/O"), (found.allocate, "reserving space")] {
             if !has {
-                warnings.push(format!("tier `{}`: its filesystem ({}) has no {what}", backing.name(tier), found.fs_type));
+                warnings.push(format!(
+                    "tier `{}`: its filesystem ({}) has no {what}",
+                    backing.name(tier),
+                    found.fs_type
+                ));
             }
         }
     }

@@ -31,10 +31,10 @@ struct PinsOnDisk {
 }
 
 /// Tier names by pinned file.
-pub(super) type Pins = BTreeMap<FileId, String>;
+pub(in crate::jobs) type Pins = BTreeMap<FileId, String>;
 
 /// Reads the pins; none when there is no file. `Corrupt` when it is not as it was written.
-pub(super) fn load(device: &dyn Device) -> Result<Pins> {
+pub(in crate::jobs) fn load(device: &dyn Device) -> Result<Pins> {
     let path = || format!("{}/{PINS_FILE}", device.path());
     let fail = |action| move |source| Error::io(action, path(), source);
     if !device.exists(PINS_FILE).map_err(fail("look up"))? {
@@ -52,8 +52,7 @@ pub(super) fn load(device: &dyn Device) -> Result<Pins> {
 pub(super) fn save(device: &dyn Device, pins: &Pins) -> Result<()> {
     let fail = |action| move |source| Error::io(action, format!("{}/{PINS_FILE_NEW}", device.path()), source);
     let bytes = encode(pins)?;
-    let file =
-        device.open(PINS_FILE_NEW, OpenMode { create: true, ..OpenMode::default() }).map_err(fail("open"))?;
+    let file = device.open(PINS_FILE_NEW, OpenMode { create: true, ..OpenMode::default() }).map_err(fail("open"))?;
     file.set_len(0).map_err(fail("truncate"))?;
     file.write_all_at(&bytes, 0).map_err(fail("write"))?;
     file.sync_data().map_err(fail("sync"))?;

@@ -251,7 +251,13 @@ impl HeatRange {
 }
 
 /// Calls `each` for every range that a run of blocks touches, with how many of them.
-fn spread(ranges: &mut [HeatRange], stretch: u64, first: BlockNo, count: u64, mut each: impl FnMut(&mut HeatRange, u64)) {
+fn spread(
+    ranges: &mut [HeatRange],
+    stretch: u64,
+    first: BlockNo,
+    count: u64,
+    mut each: impl FnMut(&mut HeatRange, u64),
+) {
     let end = first.0 + count;
     let mut block = first.0;
     while block < end {

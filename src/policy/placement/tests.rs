@@ -157,7 +157,13 @@ fn a_block_rests_after_a_move() {
 
 #[test]
 fn the_fast_lane_takes_room_and_else_only_what_beats_the_cut() {
-    let tier = |cut, room_blocks, slack_blocks, latency_us| TierOutlook { cut, room_blocks, slack_blocks, blocks: 0, latency_us };
+    let tier = |cut, room_blocks, slack_blocks, latency_us| TierOutlook {
+        cut,
+        room_blocks,
+        slack_blocks,
+        blocks: 0,
+        latency_us,
+    };
     let last = tier(0.0, 100, 100, 8000.0);
     let full = [tier(10.0, 0, 5, 100.0), tier(1.0, 0, 5, 300.0), last];
     let to = |heat, tiers: &[TierOutlook]| immediate(heat, TierId(2), tiers, &settings()).map(|(to, _)| to.0);
@@ -183,7 +189,8 @@ fn a_tebibyte_is_planned_without_keeping_its_blocks() {
             }
         }
     }
-    let tier = |blocks: u64, latency_us| TierState { budget_bytes: blocks * BLOCK, free_bytes: blocks * BLOCK, latency_us };
+    let tier =
+        |blocks: u64, latency_us| TierState { budget_bytes: blocks * BLOCK, free_bytes: blocks * BLOCK, latency_us };
     let tiers = [tier(1 << 20, 100.0), tier(1 << 22, 300.0), tier(1 << 26, 8000.0)];
     let settings = PlacementSettings { bytes_per_plan: 4096 * BLOCK, ..settings() };
     let made = plan(&PlacementState { number: 1, block_bytes: BLOCK, tiers: &tiers, blocks: &Tebibyte }, &settings);

@@ -258,7 +258,9 @@ impl World {
             if self.tiers[at] != miss.tier.0 || self.outlook.is_empty() {
                 continue;
             }
-            if let Some((to, _)) = immediate(self.recorder.block_heat(FILE, miss.block), miss.tier, &self.outlook, &self.settings) {
+            if let Some((to, _)) =
+                immediate(self.recorder.block_heat(FILE, miss.block), miss.tier, &self.outlook, &self.settings)
+            {
                 let tier = &mut self.outlook[to.index()];
                 tier.room_blocks = tier.room_blocks.saturating_sub(1);
                 tier.slack_blocks = tier.slack_blocks.saturating_sub(1);
@@ -291,8 +293,7 @@ impl World {
             })
             .collect();
         self.pending = [0; 3];
-        let placed =
-            Placed { recorder: &self.recorder, tiers: &self.tiers, copies: &self.copies, moved: &self.moved };
+        let placed = Placed { recorder: &self.recorder, tiers: &self.tiers, copies: &self.copies, moved: &self.moved };
         let state = PlacementState { number: epoch, block_bytes: bytes, tiers: &tiers, blocks: &placed };
         let made = plan(&state, &self.settings);
         let mut decisions = made.decisions;
@@ -319,7 +320,6 @@ impl World {
         self.recorder.queue_hot_misses(TierId(2), if room { 1 } else { 2 });
         self.moved.retain(|_, moved| epoch - *moved < 4);
     }
-
 }
 
 /// Slow-tier reads per transaction of the best static placement: ranked by one long run, judged on another.

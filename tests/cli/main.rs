@@ -1,0 +1,7 @@
+//! The command line from outside: exit codes, lines, JSON. No project code but the binary.
+//!
+//! Tests that mount say so and pass where there is no FUSE, unless `HEATFS_REQUIRE_ALL` is set: then they fail.
+
+mod bench;
+mod usage;
+mod volume;

@@ -1,0 +1,210 @@
+//! A volume's life by its commands.
+
+use super::bench::{Bench, complaint, pattern, read, wait_until};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+fn is_tier(value: &serde_json::Value) -> bool {
+    ["nvme", "sata", "hdd"].iter().any(|name| value == name)
+}
+
+#[test]
+fn adopted_served_asked_stopped_released() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    assert!(!bench.data().join("small").exists(), "an adopted directory shows nothing until it is mounted");
+    bench.start();
+    assert_eq!(read(&bench.data().join("base/1/table")), pattern(3_000_001));
+    fs::write(bench.data().join("new"), pattern(500_000)).unwrap();
+
+    let status = bench.json(&["status"]);
+    assert_eq!((&status["health"], &status["name"]), (&"healthy".into(), &"bench".into()));
+    assert_eq!(status["volume"]["tiers"].as_array().unwrap().len(), 3);
+    assert!(bench.ok(&["status"]).contains("healthy"));
+    assert!(bench.ok(&["tiers"]).contains("nvme"));
+    assert_eq!(bench.json(&["tiers"])["tiers"][2]["name"], "hdd");
+    assert_eq!(bench.socket().metadata().unwrap().permissions().mode() & 0o777, 0o660);
+
+    let settled = bench.json(&["settle"]);
+    assert_eq!(settled["state"], "done");
+    assert!(bench.ok(&["checkpoint"]).contains("durable"));
+    assert_eq!(bench.json(&["status"])["volume"]["log"]["live_bytes"], 0);
+
+    asks_about_placement(&bench);
+
+    let rates = bench.json(&["top", "--once", "--interval", "1"]);
+    assert_eq!(rates["tiers"].as_array().unwrap().len(), 3);
+    let checked = bench.json(&["check", "--deep"]);
+    assert_eq!(checked["findings"], serde_json::json!([]), "{checked}");
+    assert!(checked["files"].as_u64().unwrap() >= 3);
+
+    assert!(bench.ok(&["stop"]).contains("stopping"));
+    assert_eq!(bench.ended(60), Some(0), "{}", bench.log());
+    assert!(!bench.is_mounted() && !bench.socket().exists());
+
+    bench.start();
+    assert_eq!(read(&bench.data().join("new")), pattern(500_000));
+    let line = complaint(&bench.heatfs(&["release"]).output().unwrap(), 1);
+    assert!(line.contains("stop the daemon first"), "{line}");
+    bench.ok(&["stop"]);
+    assert_eq!(bench.ended(60), Some(0));
+    assert!(bench.ok(&["release"]).contains("released"));
+    assert_eq!(read(&bench.data().join("base/1/table")), pattern(3_000_001));
+    assert_eq!(read(&bench.data().join("link")), b"hello");
+    let line = complaint(&bench.heatfs(&["release"]).output().unwrap(), 1);
+    assert!(line.contains("nvme"), "{line}");
+}
+
+fn asks_about_placement(bench: &Bench) {
+    let table = bench.data().join("base/1/table");
+    let table = table.to_str().unwrap();
+    let found = bench.json(&["explain", &format!("{table}:1MiB")]);
+    assert_eq!((&found["path"], &found["explanation"]["block"]), (&"base/1/table".into(), &16.into()));
+    assert!(is_tier(&found["explanation"]["tier"]), "{found}");
+    // Relative to the mount is understood as well.
+    assert!(bench.ok(&["explain", "base/1/table"]).contains("base/1/table"));
+    let line = complaint(&bench.heatfs(&["explain", "base/1/table:1GiB"]).output().unwrap(), 1);
+    assert!(line.contains("has 3000001 bytes"), "{line}");
+    let line = complaint(&bench.heatfs(&["explain", "base/1/none"]).output().unwrap(), 1);
+    assert!(line.contains("no such file"), "{line}");
+    let line = complaint(&bench.heatfs(&["explain", "/etc/passwd"]).output().unwrap(), 1);
+    assert!(line.contains("not below"), "{line}");
+
+    assert!(bench.ok(&["heat"]).contains("base/1/table"));
+    let heat = bench.json(&["heat", table]);
+    assert_eq!(heat["files"][0]["blocks"], 46);
+
+    let line = complaint(&bench.heatfs(&["pin", table, "--tier", "tape"]).output().unwrap(), 1);
+    assert!(line.contains("`tape`") && line.contains("nvme, sata, hdd"), "{line}");
+    bench.ok(&["pin", table, "--tier", "hdd"]);
+    let on_hdd = || bench.json(&["explain", table])["explanation"]["tier"] == "hdd";
+    assert!(wait_until(90, on_hdd), "{}", bench.ok(&["explain", table]));
+    assert_eq!(read(&bench.data().join("base/1/table")), pattern(3_000_001));
+    let reasons = bench.json(&["explain", table])["explanation"]["history"].to_string();
+    assert!(reasons.contains("pinned"), "{reasons}");
+    assert!(bench.ok(&["unpin", "base"]).contains("1 file unpinned"));
+}
+
+#[test]
+fn the_control_socket_refuses_in_one_line() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    bench.start();
+    for (method, target, body, code, wanted) in [
+        ("GET", "/v1/nothing", "", 404, "/v1/nothing"),
+        ("GET", "/v1/settle", "", 405, "GET"),
+        ("POST", "/v1/status", "", 405, "POST"),
+        ("POST", "/v1/stop", "{\"farce\": true}", 400, "farce"),
+        ("POST", "/v1/stop", "not json", 400, "request body"),
+        ("POST", "/v1/pin", "{}", 400, "path"),
+        ("POST", "/v1/pin", "{\"path\": \"../x\"}", 400, ".."),
+        ("POST", "/v1/unpin", "{\"path\": \"small\", \"tier\": \"nvme\"}", 400, "tier"),
+        ("GET", "/v1/explain", "", 400, "path"),
+        ("GET", "/v1/explain?path=small&offset=-1", "", 400, "offset"),
+        ("GET", "/v1/explain?path=small&colour=red", "", 400, "colour"),
+        ("GET", "/v1/explain?path=gone", "", 404, "gone"),
+        ("GET", "/v1/jobs/x", "", 400, "`x`"),
+        ("GET", "/v1/jobs/77", "", 404, "77"),
+    ] {
+        let (status, answer) = bench.http(method, target, body);
+        let answer: serde_json::Value =
+            serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{method} {target}: {answer}"));
+        let line = answer["error"].as_str().unwrap();
+        assert_eq!(status, code, "{method} {target}: {line}");
+        assert!(line.contains(wanted) && line.lines().count() == 1, "{method} {target}: {line}");
+    }
+    let (status, metrics) = bench.http("GET", "/metrics", "");
+    assert_eq!(status, 200);
+    assert!(
+        metrics.contains("heatfs_tier_used_bytes{tier=\"nvme\"}") && metrics.contains("heatfs_healthy 1.0"),
+        "{metrics}"
+    );
+    assert!(bench.log().contains("POST /v1/pin by uid 0"), "{}", bench.log());
+}
+
+#[test]
+fn a_busy_mount_keeps_being_served_and_its_holders_are_named() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    bench.start();
+    let holder = bench.holder();
+    let daemon = nix::unistd::Pid::from_raw(i32::try_from(bench.pid()).unwrap());
+    nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let waiting = || bench.json(&["status"])["stopping"].as_str().unwrap_or_default().to_owned();
+    let named = format!("{} (sleep", holder.pid());
+    assert!(wait_until(20, || waiting().contains(&named)), "{}\n{}", waiting(), bench.log());
+    fs::write(bench.data().join("still"), b"served").unwrap();
+    drop(holder);
+    assert_eq!(bench.ended(60), Some(0), "{}", bench.log());
+    bench.start();
+    assert_eq!(read(&bench.data().join("still")), b"served");
+
+    let _holder = bench.holder();
+    bench.ok(&["stop", "--force"]);
+    assert_eq!(bench.ended(60), Some(0), "{}", bench.log());
+    assert!(!bench.is_mounted());
+}
+
+#[test]
+fn an_external_unmount_is_a_clean_stop() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    bench.start();
+    fs::write(bench.data().join("x"), b"y").unwrap();
+    nix::mount::umount(&bench.data()).unwrap();
+    assert_eq!(bench.ended(60), Some(0), "{}", bench.log());
+    assert!(bench.log().contains("stopped cleanly"));
+    bench.start();
+    assert!(!bench.log().contains("did not end cleanly"), "{}", bench.log());
+    assert_eq!(read(&bench.data().join("x")), b"y");
+}
+
+#[test]
+fn a_second_daemon_is_refused_and_a_dead_mount_is_cleared_when_nobody_holds_it() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    bench.start();
+    let last_line = |output: std::process::Output| {
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or_default().to_owned()
+    };
+    let line = last_line(bench.daemon_command().output().unwrap());
+    assert!(line.contains(&format!("in use by process {}", bench.pid())), "{line}");
+
+    fs::write(bench.data().join("written"), b"before the kill").unwrap();
+    let file = fs::File::open(bench.data().join("written")).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    let holder = bench.holder();
+    bench.kill();
+    let line = last_line(bench.daemon_command().output().unwrap());
+    assert!(line.contains(&format!("{} (sleep", holder.pid())) && line.contains("still held"), "{line}");
+    drop(holder);
+    bench.start();
+    assert_eq!(read(&bench.data().join("written")), b"before the kill");
+}
+
+#[test]
+fn what_was_fixed_at_adoption_cannot_be_changed_in_the_settings() {
+    let Some(bench) = Bench::new() else { return };
+    bench.adopt();
+    for (from, to, wanted) in [
+        (
+            "block_size = \"64KiB\"",
+            "block_size = \"32KiB\"",
+            "block_size = \"32KiB\": the volume was made with \"64KiB\"",
+        ),
+        ("size = \"64MiB\"", "size = \"128MiB\"", "log.size = \"128MiB\": the volume was made with \"64MiB\""),
+    ] {
+        let text = fs::read_to_string(bench.config()).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(bench.config(), text.replacen(from, to, 1)).unwrap();
+        let output = bench.daemon_command().output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.lines().last().unwrap().contains(wanted), "{said}");
+        fs::write(bench.config(), text).unwrap();
+    }
+    let line = complaint(&bench.adopt_command().output().unwrap(), 1);
+    assert!(line.contains("nvme"), "{line}");
+}
