@@ -5,8 +5,8 @@
 //! because the time for stopping may run out while a database still uses the mount.
 
 use super::holders::{describe, holders, mount_at};
-use super::quantity::exact_bytes;
 use super::patience::{self, Patience};
+use super::quantity::exact_bytes;
 use super::served::{Event, Served, StartControl};
 use super::service::{Notice, notify};
 use super::settings::Settings;
