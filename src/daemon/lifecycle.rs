@@ -11,7 +11,7 @@ use super::served::{Event, Served, StartControl};
 use super::service::{Notice, notify};
 use super::settings::Settings;
 use super::watchdog::Watchdog;
-use super::{Control, glob, mountpoint, process, signals};
+use super::{Control, glob, mountpoint, orphans, process, signals};
 use crate::error::{Error, Result};
 use crate::fuse;
 use crate::heat::{HeatSettings, Recorder};
@@ -20,7 +20,7 @@ use crate::jobs::migrate::{Mover, MoverSettings};
 use crate::namespace::Namespace;
 use crate::policy::placement::PlacementSettings;
 use crate::tier::identity::{self, Locks, Place, VolumeIdentity};
-use crate::volume::{self, Volume};
+use crate::volume::{self, Recovery, Volume};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,10 +47,13 @@ fn serve(settings: Settings, start_control: StartControl) -> Result<()> {
     let patience = Patience::ask();
     let point = settings.mount_path();
     let (places, locks, id) = claim_tiers(&settings, &point)?;
-    let volume = open_volume(&settings, &places)?;
+    let (volume, recovery) = open_volume(&settings, &places)?;
     let mover = open_mover(&settings, &volume, &places, &id)?;
     let home = settings.tiers[0].path.join("home");
     let namespace = Namespace::open(&home, Arc::clone(&volume), id.volume)?;
+    if !recovery.was_clean {
+        orphans::free(&namespace, &volume, recovery.file_id_limit_before)?;
+    }
     let opened = mountpoint::Opened::for_mounting(&point)?;
     let mounted = fuse::mount(Arc::clone(&namespace), &point, &fuse_options(&settings))?;
     drop(opened);
@@ -87,7 +90,7 @@ fn claim_tiers(settings: &Settings, point: &Path) -> Result<(Vec<Place>, Locks, 
     Ok((places, locks, id))
 }
 
-fn open_volume(settings: &Settings, places: &[Place]) -> Result<Arc<Volume>> {
+fn open_volume(settings: &Settings, places: &[Place]) -> Result<(Arc<Volume>, Recovery)> {
     let tiers = engine_tiers(settings, places)?;
     if let Some(fastest) = tiers.first() {
         refuse_changed(settings, &Volume::peek(fastest)?)?;
@@ -101,7 +104,7 @@ fn open_volume(settings: &Settings, places: &[Place]) -> Result<Arc<Volume>> {
         volume.set_log_paths(Box::new(move |path| patterns.iter().any(|pattern| glob::matches(pattern, path))));
     }
     volume.start_threads()?;
-    Ok(volume)
+    Ok((volume, recovery))
 }
 
 /// What was fixed when the volume was made must not silently differ from what the settings say.

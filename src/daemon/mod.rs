@@ -4,6 +4,7 @@ mod glob;
 pub mod holders;
 mod lifecycle;
 mod mountpoint;
+mod orphans;
 mod patience;
 mod process;
 pub mod quantity;

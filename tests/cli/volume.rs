@@ -264,3 +264,34 @@ fn a_failed_start_leaves_no_mount() {
     assert!(!bench.is_mounted());
     assert_eq!(bench.json(&["check"])["findings"], serde_json::json!([]));
 }
+
+/// A file whose name did not survive the crash used to keep its blocks for ever.
+#[test]
+fn content_without_a_name_goes_after_a_crash_unless_an_identity_is_in_doubt() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    bench.start();
+    for name in ["lost", "lost-too"] {
+        fs::write(bench.data().join(name), pattern(200_000)).unwrap();
+    }
+    bench.ok(&["settle"]);
+    let home = bench.path("nvme/home/tree");
+    let in_home = |name: &str| home.join(name);
+    bench.kill();
+
+    // Home lost a name; of another file it has a stranger's copy.
+    fs::remove_file(in_home("lost")).unwrap();
+    fs::write(in_home("stranger"), b"").unwrap();
+    bench.start();
+    assert!(bench.log().contains("1 files without a name keep their space"), "{}", bench.log());
+    bench.kill();
+
+    fs::remove_file(in_home("stranger")).unwrap();
+    fs::remove_file(in_home("lost-too")).unwrap();
+    bench.start();
+    assert!(bench.log().contains("2 files that the crash left without a name"), "{}", bench.log());
+    bench.ok(&["checkpoint"]);
+    let left = bench.json(&["check", "--deep"]);
+    assert_eq!((&left["findings"], &left["files"]), (&serde_json::json!([]), &2.into()));
+    assert_eq!(read(&bench.data().join("base/1/table")), pattern(3_000_001));
+}
