@@ -162,7 +162,7 @@ daemon_start() {
     VOLUME_CONFIG=$1
     "${CAGE[@]}" "$HEATFS" daemon --config "$VOLUME_CONFIG" >>"$WORK/daemon.log" 2>&1 &
     DAEMON_PID=$!
-    if ! wait_until 60 daemon_settled "$2" || gone "$DAEMON_PID"; then
+    if ! wait_until 120 daemon_settled "$2" || gone "$DAEMON_PID"; then
         tail -n 20 "$WORK/daemon.log" >&2
         die "the daemon did not come up"
     fi

@@ -358,6 +358,8 @@ impl Drop for Lab {
         if thread::panicking() && std::env::var_os("HEATFS_KEEP").is_some() {
             eprintln!("kept: {}", self.dir.display());
         } else if !is_mount(&self.data()) {
+            // an adopted directory is immutable until it is released
+            drop(Command::new("chattr").arg("-i").arg(self.data()).stderr(Stdio::null()).status());
             drop(fs::remove_dir_all(&self.dir));
         }
     }
