@@ -47,6 +47,9 @@ pub(super) enum Command {
         /// Detach the mount even while processes use it.
         #[arg(long)]
         force: bool,
+        /// Do not wait until it has stopped.
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Health, occupancy, log and counters. Exit code 0: healthy; 1: not, or no daemon.
     Status,

@@ -92,7 +92,7 @@ fn run(cli: Cli) -> Result<()> {
     let (volume, as_json) = (cli.volume, cli.json);
     match cli.command {
         Command::Daemon => serve(&volume),
-        Command::Stop { force } => online::stop(&volume, force, as_json),
+        Command::Stop { force, no_wait } => online::stop(&volume, force, no_wait, as_json),
         Command::Status => online::status(&volume, as_json),
         Command::Tiers => online::tiers(&volume, as_json),
         Command::Top { once, interval } => top::run(&volume.client()?, once, interval, as_json),

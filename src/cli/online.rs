@@ -2,7 +2,7 @@
 
 use super::args::Choice;
 use super::{out, progress, show};
-use crate::control::client::{Client, query_value};
+use crate::control::client::{Client, ClientError, query_value};
 use crate::control::protocol::{
     self, DoneReply, ExplainReply, Health, JobReply, PinRequest, StatusReply, StopRequest, TiersReply,
 };
@@ -15,6 +15,9 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
+
+/// How often a stop is asked about.
+const POLL: Duration = Duration::from_millis(100);
 
 pub(super) fn status(volume: &Choice, as_json: bool) -> Result<()> {
     let status: StatusReply = volume.client()?.get(protocol::STATUS)?;
@@ -51,8 +54,29 @@ pub(super) fn checkpoint(volume: &Choice, as_json: bool) -> Result<()> {
     post_done(&volume.client()?, protocol::CHECKPOINT, &serde_json::json!({}), as_json)
 }
 
-pub(super) fn stop(volume: &Choice, force: bool, as_json: bool) -> Result<()> {
-    post_done(&volume.client()?, protocol::STOP, &StopRequest { force }, as_json)
+pub(super) fn stop(volume: &Choice, force: bool, no_wait: bool, as_json: bool) -> Result<()> {
+    let client = volume.client()?;
+    let begun: DoneReply = client.post(protocol::STOP, &StopRequest { force })?;
+    if no_wait {
+        return done(&begun, as_json);
+    }
+    let mut told = String::new();
+    loop {
+        std::thread::sleep(POLL);
+        let waiting_for = match client.get::<StatusReply>(protocol::STATUS) {
+            Ok(status) => status.stopping.unwrap_or_default(),
+            // The socket goes last.
+            Err(ClientError::Unreachable { .. }) => break,
+            // It may go in the middle of an answer.
+            Err(ClientError::Garbled { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if waiting_for != told && !waiting_for.is_empty() {
+            eprintln!("{waiting_for}");
+            told = waiting_for;
+        }
+    }
+    done(&DoneReply { message: "stopped".to_owned() }, as_json)
 }
 
 pub(super) fn settle(volume: &Choice, as_json: bool) -> Result<()> {

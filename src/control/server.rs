@@ -31,6 +31,9 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
+/// Requests in the engine at once; others wait for them.
+const BLOCKING_THREADS: usize = 8;
+
 /// What the handlers share.
 #[derive(Clone)]
 struct Context {
@@ -71,7 +74,11 @@ pub fn start(served: Arc<Served>) -> Result<Box<dyn Control>> {
     let failed = |error| Error::io("serving control socket", path.display().to_string(), error);
     let (socket, listener) = Socket::bind(&path)?;
     listener.set_nonblocking(true).map_err(failed)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .map_err(failed)?;
     let listener = {
         let _inside = runtime.enter();
         UnixListener::from_std(listener).map_err(failed)?

@@ -5,12 +5,13 @@
 //! because the time for stopping may run out while a database still uses the mount.
 
 use super::holders::{describe, holders, mount_at};
+use super::patience::{self, Patience};
 use super::quantity::exact_bytes;
 use super::served::{Event, Served, StartControl};
 use super::service::{Notice, notify};
 use super::settings::Settings;
 use super::watchdog::Watchdog;
-use super::{Control, glob, mountpoint, process, signals};
+use super::{Control, glob, mountpoint, orphans, process, signals};
 use crate::error::{Error, Result};
 use crate::fuse;
 use crate::heat::{HeatSettings, Recorder};
@@ -19,7 +20,7 @@ use crate::jobs::migrate::{Mover, MoverSettings};
 use crate::namespace::Namespace;
 use crate::policy::placement::PlacementSettings;
 use crate::tier::identity::{self, Locks, Place, VolumeIdentity};
-use crate::volume::{self, Volume};
+use crate::volume::{self, Recovery, Volume};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,37 +28,50 @@ use std::time::Duration;
 
 /// How often a stop that waits for a busy mount tries again.
 const RETRY: Duration = Duration::from_secs(1);
-/// By how much each try lets the service manager wait longer.
-const EXTENSION: Duration = Duration::from_secs(30);
 /// How long a forced stop waits for requests under way.
 const FORCED_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Serves the volume until it is told to stop or is unmounted. Errors: whatever keeps it from serving, or from a clean stop.
 pub fn run(settings: Settings, start_control: StartControl) -> Result<()> {
+    let ended = serve(settings, start_control);
+    if let Err(error) = &ended {
+        notify(&Notice::Status(&format!("failed: {error}")));
+    }
+    ended
+}
+
+fn serve(settings: Settings, start_control: StartControl) -> Result<()> {
     let (events_in, events) = unbounded();
     signals::watch(events_in.clone())?;
     process::prepare();
+    let patience = Patience::ask();
     let point = settings.mount_path();
     let (places, locks, id) = claim_tiers(&settings, &point)?;
-    let volume = open_volume(&settings, &places)?;
+    let (volume, recovery) = open_volume(&settings, &places)?;
     let mover = open_mover(&settings, &volume, &places, &id)?;
     let home = settings.tiers[0].path.join("home");
     let namespace = Namespace::open(&home, Arc::clone(&volume), id.volume)?;
+    if !recovery.was_clean {
+        orphans::free(&namespace, &volume, recovery.file_id_limit_before)?;
+    }
+    let opened = mountpoint::Opened::for_mounting(&point)?;
     let mounted = fuse::mount(Arc::clone(&namespace), &point, &fuse_options(&settings))?;
-    mover.start()?;
+    drop(opened);
     let served = Arc::new(Served::new(settings, volume, namespace, mover, events_in.clone()));
     let running = Running { served, mounted: Arc::new(mounted.mounted), point };
-    running.tell_when_unmounted(events_in)?;
-    let control = start_control(Arc::clone(&running.served))?;
-    tracing::info!("serving {} on {}", running.served.settings.name, running.point.display());
-    notify(&Notice::Ready);
-    notify(&Notice::Status(&format!("serving {}", running.point.display())));
+    let begun = running.begin(events_in, start_control);
+    drop(patience);
 
-    let ended = running.serve(&events, control.as_ref());
-    drop(control);
+    let ended = match &begun {
+        Ok(control) => running.serve(&events, control.as_ref()),
+        // Mounted already, but not to be used: it must not stay as a dead mount.
+        Err(_) => running.mounted.unmount(),
+    };
     let stopped = running.shut_down().and_then(|()| identity::mark_stopped(&places, &id));
     drop(locks);
-    ended.and(stopped)
+    // Last, so that a client that no longer finds us knows that all is over.
+    let begun = begun.map(drop);
+    begun.and(ended).and(stopped)
 }
 
 /// Verifies the tiers, takes their locks, clears the mountpoint, and begins a run. The locks come before the mountpoint: while another
@@ -76,7 +90,7 @@ fn claim_tiers(settings: &Settings, point: &Path) -> Result<(Vec<Place>, Locks, 
     Ok((places, locks, id))
 }
 
-fn open_volume(settings: &Settings, places: &[Place]) -> Result<Arc<Volume>> {
+fn open_volume(settings: &Settings, places: &[Place]) -> Result<(Arc<Volume>, Recovery)> {
     let tiers = engine_tiers(settings, places)?;
     if let Some(fastest) = tiers.first() {
         refuse_changed(settings, &Volume::peek(fastest)?)?;
@@ -90,7 +104,7 @@ fn open_volume(settings: &Settings, places: &[Place]) -> Result<Arc<Volume>> {
         volume.set_log_paths(Box::new(move |path| patterns.iter().any(|pattern| glob::matches(pattern, path))));
     }
     volume.start_threads()?;
-    Ok(volume)
+    Ok((volume, recovery))
 }
 
 /// What was fixed when the volume was made must not silently differ from what the settings say.
@@ -196,6 +210,17 @@ struct Running {
 }
 
 impl Running {
+    /// What remains once the mount is there.
+    fn begin(&self, events: Sender<Event>, start_control: StartControl) -> Result<Box<dyn Control>> {
+        self.tell_when_unmounted(events)?;
+        self.served.mover.start()?;
+        let control = start_control(Arc::clone(&self.served))?;
+        tracing::info!("serving {} on {}", self.served.settings.name, self.point.display());
+        notify(&Notice::Ready);
+        notify(&Notice::Status(&format!("serving {}", self.point.display())));
+        Ok(control)
+    }
+
     fn tell_when_unmounted(&self, events: Sender<Event>) -> Result<()> {
         let mounted = Arc::clone(&self.mounted);
         std::thread::Builder::new()
@@ -237,7 +262,7 @@ impl Running {
     /// Makes durable what there is, while the mount still serves: whatever comes next, little is left to do.
     fn begin_to_stop(&self) {
         notify(&Notice::Stopping);
-        notify(&Notice::ExtendTimeout(EXTENSION));
+        let _patience = Patience::ask();
         notify(&Notice::Status("stopping: checkpoint"));
         self.served.set_stopping("checkpoint".to_owned());
         let durable = self.served.volume.sync_log().and_then(|()| self.served.volume.checkpoint());
@@ -263,7 +288,7 @@ impl Running {
             self.served.set_stopping(line.clone());
         }
         notify(&Notice::Status(&format!("stopping: {line}")));
-        notify(&Notice::ExtendTimeout(EXTENSION));
+        notify(&Notice::ExtendTimeout(patience::EXTENSION));
     }
 
     /// A person asked for it: the mount goes from under its users. What they have synced is durable.
@@ -282,8 +307,9 @@ impl Running {
 
     fn shut_down(&self) -> Result<()> {
         notify(&Notice::Stopping);
-        notify(&Notice::Status("stopping: last checkpoint"));
-        notify(&Notice::ExtendTimeout(EXTENSION));
+        let _patience = Patience::ask();
+        notify(&Notice::Status("stopping: bringing everything to the tiers"));
+        self.served.set_stopping("bringing everything to the tiers".to_owned());
         self.served.mover.stop();
         self.served.namespace.close();
         self.served.volume.shut_down()?;

@@ -4,6 +4,8 @@ mod glob;
 pub mod holders;
 mod lifecycle;
 mod mountpoint;
+mod orphans;
+mod patience;
 mod process;
 pub mod quantity;
 mod reader;

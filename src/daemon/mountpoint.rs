@@ -4,7 +4,10 @@ use super::holders::{describe, holders, is_dead, mount_at};
 use super::settings::Settings;
 use crate::error::{Error, Result};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{Mode, fchmod, fstat};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -52,6 +55,41 @@ fn require_directory(point: &Path) -> Result<()> {
     match stat.is_dir() {
         true => Ok(()),
         false => Err(Error::Invalid(format!("mount = \"{}\": it is not a directory", point.display()))),
+    }
+}
+
+/// A mountpoint that its owner may write to, for as long as mounting takes: fusermount3 insists on that, while an adopted directory
+/// without its mount is kept read-only. Root mounts by itself and needs none of this.
+pub(super) struct Opened {
+    directory: OwnedFd,
+    mode: Mode,
+}
+
+impl Opened {
+    /// None: nothing had to be changed.
+    pub(super) fn for_mounting(point: &Path) -> Result<Option<Opened>> {
+        if nix::unistd::geteuid().is_root() {
+            return Ok(None);
+        }
+        let io = |action, errno: Errno| Error::io(action, point.display().to_string(), errno.into());
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = open(point, flags, Mode::empty()).map_err(|errno| io("opening mountpoint", errno))?;
+        let stat = fstat(&directory).map_err(|errno| io("examining mountpoint", errno))?;
+        let mode = Mode::from_bits_truncate(stat.st_mode);
+        if mode.contains(Mode::S_IWUSR) {
+            return Ok(None);
+        }
+        fchmod(&directory, mode | Mode::S_IWUSR).map_err(|errno| io("making writable for mounting", errno))?;
+        Ok(Some(Opened { directory, mode }))
+    }
+}
+
+impl Drop for Opened {
+    /// Through the descriptor: by now the path leads to the mount.
+    fn drop(&mut self) {
+        if let Err(errno) = fchmod(&self.directory, self.mode) {
+            tracing::warn!("the mountpoint stays writable for its owner beneath the mount: {errno}");
+        }
     }
 }
 

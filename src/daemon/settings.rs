@@ -357,8 +357,8 @@ fn read_placement(placement: &mut Section, origin: &str) -> Result<PlacementSett
     let settings = PlacementSettings {
         epoch: placement.span("epoch", seconds(300), seconds(1)..=seconds(86400))?,
         half_life_epochs: placement.number("half_life_epochs", 8.0, 0.5..=1000.0)?,
-        high_watermark: placement.number("high_watermark", 0.96, 0.1..=1.0)?,
-        low_watermark: placement.number("low_watermark", 0.92, 0.05..=1.0)?,
+        high_watermark: placement.number("high_watermark", 0.98, 0.1..=1.0)?,
+        low_watermark: placement.number("low_watermark", 0.95, 0.05..=1.0)?,
         hysteresis: placement.number("hysteresis", 0.15, 0.0..=10.0)?,
         residency_plans: u32::try_from(placement.count("residency_plans", 2, 0..=10_000)?).unwrap_or(u32::MAX),
         bytes_per_second: placement.bytes("bytes_per_second", 64 * MIB, 64 * KIB..=64 * GIB)?,
@@ -558,7 +558,7 @@ mod tests {
             ("[fuse]\nthreads = 1.5", &["fuse.threads", "1.5"]),
             ("[fuse]\nallow_other = 1", &["fuse.allow_other", "true, false"]),
             ("[placement]\nepoch = \"0s\"", &["placement.epoch", "from 1s"]),
-            ("[placement]\nlow_watermark = 0.97", &["placement.low_watermark", "0.97", "0.96"]),
+            ("[placement]\nlow_watermark = 0.99", &["placement.low_watermark", "0.99", "0.98"]),
             ("[placement]\nhigh_watermark = 7", &["placement.high_watermark", "from 0.1 to 1"]),
         ];
         for (text, wanted) in cases {

@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Limits of the pools.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,6 +60,9 @@ pub struct Front {
     syncs: Pool,
     directories: RwLock<HashMap<u64, Arc<Stream>>>,
     open_files: AtomicU64,
+    /// Workers reading a device at this moment, and how many may: the others stay free for what needs none.
+    reading: AtomicUsize,
+    reading_max: usize,
     /// Handles are numbers never used again: a late request with an old one must not meet a new directory.
     next_handle: AtomicU64,
 }
@@ -70,7 +73,8 @@ thread_local! {
 }
 
 impl Front {
-    pub fn new(namespace: Arc<Namespace>, slots: Slots) -> Front {
+    /// `workers`: how many threads will call this.
+    pub fn new(namespace: Arc<Namespace>, slots: Slots, workers: usize) -> Front {
         Front {
             namespace,
             reads: Pool::new("heatfs-read", slots.reads, READS_QUEUED_MAX),
@@ -78,6 +82,8 @@ impl Front {
             syncs: Pool::new("heatfs-sync", slots.syncs, SYNCS_QUEUED_MAX),
             directories: RwLock::default(),
             open_files: AtomicU64::new(0),
+            reading: AtomicUsize::new(0),
+            reading_max: (workers / 2).max(1),
             next_handle: AtomicU64::new(1),
         }
     }
@@ -251,7 +257,11 @@ impl Operations for Front {
     }
 
     fn read(&self, inode: u64, offset: u64, size: usize, done: impl FnOnce(Outcome<&[u8]>) + Send + 'static) {
-        let Err(done) = read_now(&self.namespace, inode, offset, size, Wait::Never, done) else { return };
+        let may_read_here = self.reading.fetch_add(1, Ordering::Relaxed) < self.reading_max;
+        let read =
+            if may_read_here { read_now(&self.namespace, inode, offset, size, Wait::Never, done) } else { Err(done) };
+        self.reading.fetch_sub(1, Ordering::Relaxed);
+        let Err(done) = read else { return };
         let namespace = Arc::clone(&self.namespace);
         self.reads.submit(move || {
             // Where waiting is allowed there is always an answer.

@@ -73,7 +73,8 @@ pub struct Served {
 pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) -> Result<Served> {
     let path = || mountpoint.display().to_string();
     let mountpoint = mountpoint.canonicalize().map_err(|error| Error::io("find mountpoint", path(), error))?;
-    let front = Arc::new(Front::new(namespace, options.slots));
+    let workers = workers(options.workers);
+    let front = Arc::new(Front::new(namespace, options.slots, workers));
     let ended = Arc::new(Ended::default());
     let tell = Arc::clone(&ended);
     let adapter = Adapter::new(Arc::clone(&front), options.max_background, Box::new(move || tell.tell()));
@@ -87,7 +88,7 @@ pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) ->
     ];
     let everybody = options.everybody.unwrap_or_else(|| nix::unistd::geteuid().is_root());
     config.acl = if everybody { SessionACL::All } else { SessionACL::Owner };
-    config.n_threads = Some(workers(options.workers));
+    config.n_threads = Some(workers);
     config.clone_fd = true;
     let session = Session::new(adapter, &mountpoint, &config)
         .and_then(Session::spawn)

@@ -56,9 +56,11 @@ pub struct AdoptReport {
 
 /// Adopts a directory. A failure before files are renamed is undone. Errors: `Invalid`, `Busy`, `WrongTier` for what speaks against it.
 pub fn adopt(plan: &AdoptPlan, watch: &mut dyn Watch) -> Result<AdoptReport> {
-    attempt(plan, watch).inspect_err(|_| {
-        if let Err(e) = undo(plan) {
-            tracing::warn!("undoing the adoption of {}: {e}", plan.directory.display());
+    let checked = plan::check(plan)?;
+    let _locks = checked.backing.lock()?;
+    run(plan, &checked, watch).inspect_err(|_| {
+        if let Err(e) = undo_locked(&checked.backing, &checked.directory) {
+            tracing::warn!("undoing the adoption of {}: {e}", checked.directory.display());
         }
     })
 }
@@ -67,6 +69,10 @@ pub fn adopt(plan: &AdoptPlan, watch: &mut dyn Watch) -> Result<AdoptReport> {
 pub fn attempt(plan: &AdoptPlan, watch: &mut dyn Watch) -> Result<AdoptReport> {
     let checked = plan::check(plan)?;
     let _locks = checked.backing.lock()?;
+    run(plan, &checked, watch)
+}
+
+fn run(plan: &AdoptPlan, checked: &Checked, watch: &mut dyn Watch) -> Result<AdoptReport> {
     let mut id = match &checked.unfinished {
         Some(id) => {
             complete(&checked.backing.places, id)?;
@@ -78,7 +84,7 @@ pub fn attempt(plan: &AdoptPlan, watch: &mut dyn Watch) -> Result<AdoptReport> {
             initialise(&checked.backing.places, Uuid::new_v4(), &text, checked.origin)?
         }
     };
-    let adoption = Adoption { plan, checked: &checked, adopting: checked.backing.path(id.origin).join(ADOPTING) };
+    let adoption = Adoption { plan, checked, adopting: checked.backing.path(id.origin).join(ADOPTING) };
     if id.phase == Phase::AdoptBuild {
         adoption.build(&mut id, watch)?;
     }
@@ -212,22 +218,25 @@ fn clear_fastest(backing: &Backing) -> Result<()> {
 /// Undoes an adoption that has not begun to rename files; nothing happens in any other phase.
 pub fn undo(plan: &AdoptPlan) -> Result<()> {
     let backing = Backing::open(&plan.tiers)?;
+    let _locks = backing.lock()?;
+    undo_locked(&backing, &plan::resolve(&plan.directory)?)
+}
+
+fn undo_locked(backing: &Backing, directory: &Path) -> Result<()> {
     let Some(first) = backing.places[0].identity()? else { return backing.remove_stray_locks() };
-    let directory = plan::resolve(&plan.directory)?;
     if first.phase != Phase::AdoptBuild || Path::new(&first.directory) != directory {
         return Ok(());
     }
-    let _locks = backing.lock()?;
     let adopting = backing.path(first.origin).join(ADOPTING);
     let taken = adopting.join("tree");
     if exists(&adopting.join(MADE))? {
         remove_tree(&taken)?;
     } else if exists(&taken)? {
-        protect::unprotect(&directory)?;
-        rename_durably(&taken, &directory)?;
+        protect::unprotect(directory)?;
+        rename_durably(&taken, directory)?;
     }
     remove_tree(&adopting)?;
-    clear_fastest(&backing)?;
+    clear_fastest(backing)?;
     for tier in backing.ids() {
         super::backing::remove_empty_objects(backing.path(tier))?;
     }

@@ -142,10 +142,10 @@ impl Backing {
         Ok(())
     }
 
-    /// Removes the lock files that a job which came no further left in paths that are nobody's.
+    /// Removes the lock files, which the caller holds, from paths that are nobody's.
     pub fn remove_stray_locks(&self) -> Result<()> {
         for (place, path) in self.places.iter().zip(&self.paths) {
-            if place.identity()?.is_none() && Locks::holder(path).is_none() {
+            if place.identity()?.is_none() {
                 remove_file(&path.join(LOCK_FILE))?;
             }
         }

@@ -3,7 +3,7 @@
 use super::mounts::Mounts;
 use crate::device::sys;
 use crate::error::{Error, Result};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt;
@@ -23,6 +23,8 @@ pub(super) struct Survey {
     pub allocated_bytes: u64,
     /// Symbolic links that lead out of the directory, as `link -> target`.
     pub leaving: Vec<String>,
+    /// Files with names outside of the directory too.
+    pub linked_outside: u64,
     /// (device, inode number) of everything found.
     inodes: HashSet<(u64, u64)>,
 }
@@ -53,13 +55,18 @@ impl Survey {
         let mut survey = Survey::default();
         survey.add(directory, directory, seen_as)?;
         let mut pending = vec![directory.to_owned()];
+        let mut names_missing: HashMap<u64, u64> = HashMap::new();
         while let Some(dir) = pending.pop() {
             for entry in read_dir(&dir)? {
-                if survey.add(&entry, directory, seen_as)?.is_dir() {
+                let meta = survey.add(&entry, directory, seen_as)?;
+                if meta.is_dir() {
                     pending.push(entry);
+                } else if meta.is_file() && meta.nlink() > 1 {
+                    *names_missing.entry(meta.ino()).or_insert(meta.nlink()) -= 1;
                 }
             }
         }
+        survey.linked_outside = names_missing.values().filter(|missing| **missing > 0).count() as u64;
         Ok(survey)
     }
 

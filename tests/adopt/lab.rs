@@ -215,18 +215,18 @@ fn o_path(path: &Path) -> std::os::fd::OwnedFd {
 pub fn get_xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
     let mut value = vec![0; 65536];
     let name = CString::new(name).unwrap();
-    let len = heatfs::device::sys_home::get_xattr(&o_path(path), &name, &mut value).ok()?;
+    let len = heatfs::device::sys_home::get_xattr(o_path(path), &name, &mut value).ok()?;
     value.truncate(len);
     Some(value)
 }
 
 pub fn set_xattr(path: &Path, name: &str, value: &[u8]) {
-    heatfs::device::sys_home::set_xattr(&o_path(path), &CString::new(name).unwrap(), value, 0).unwrap();
+    heatfs::device::sys_home::set_xattr(o_path(path), &CString::new(name).unwrap(), value, 0).unwrap();
 }
 
 fn xattrs(path: &Path) -> Vec<(String, Vec<u8>)> {
     let mut names = vec![0; 65536];
-    let len = heatfs::device::sys_home::list_xattr(&o_path(path), &mut names).unwrap_or(0);
+    let len = heatfs::device::sys_home::list_xattr(o_path(path), &mut names).unwrap_or(0);
     let names = names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty());
     let mut found: Vec<_> = names
         .map(|name| String::from_utf8_lossy(name).into_owned())

@@ -226,6 +226,14 @@ fn adopting_across_filesystems_is_refused_naming_the_tiers() {
 }
 
 #[test]
+fn names_outside_the_directory_are_warned_of() {
+    let (lab, _) = filled();
+    fs::hard_link(lab.data().join("empty"), lab.path("outside")).unwrap();
+    let report = lab.adopt().unwrap();
+    assert!(report.warnings.iter().any(|warning| warning.starts_with("1 file(s) have further names outside")));
+}
+
+#[test]
 fn a_missing_or_empty_directory_is_adopted_too() {
     let lab = Lab::new();
     assert_eq!(lab.adopt().unwrap().files, 0);

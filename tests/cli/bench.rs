@@ -82,6 +82,11 @@ impl Bench {
         fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
     }
 
+    /// A short path in a directory of this test's own.
+    pub fn short_path(&self, name: &str) -> PathBuf {
+        self.run.path().join(name)
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.run.path().join("s")
     }
@@ -139,8 +144,14 @@ impl Bench {
     }
 
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// With further environment.
+    pub fn start_with(&mut self, environment: &[(&str, &str)]) {
         let log = fs::File::options().create(true).append(true).open(self.path("daemon.log")).unwrap();
-        let mut child = self.daemon_command().stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut child =
+            self.daemon_command().envs(environment.iter().copied()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let answers = || self.heatfs(&["status"]).output().unwrap().status.success();
         let up = wait_until(60, || answers() || child.try_wait().unwrap().is_some());
         assert!(up && child.try_wait().unwrap().is_none(), "the daemon does not serve:\n{}", self.log());

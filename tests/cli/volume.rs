@@ -38,21 +38,33 @@ fn adopted_served_asked_stopped_released() {
     assert_eq!(checked["findings"], serde_json::json!([]), "{checked}");
     assert!(checked["files"].as_u64().unwrap() >= 3);
 
-    assert!(bench.ok(&["stop"]).contains("stopping"));
+    assert!(bench.ok(&["stop"]).contains("stopped"));
     assert_eq!(bench.ended(60), Some(0), "{}", bench.log());
     assert!(!bench.is_mounted() && !bench.socket().exists());
 
     bench.start();
     assert_eq!(read(&bench.data().join("new")), pattern(500_000));
-    let line = complaint(&bench.heatfs(&["release"]).output().unwrap(), 1);
-    assert!(line.contains("stop the daemon first"), "{line}");
+    for command in [&["release"][..], &["dump", "state"]] {
+        let line = complaint(&bench.heatfs(command).output().unwrap(), 1);
+        assert!(line.contains("stop the daemon first") || line.contains("in use by process"), "{line}");
+    }
     bench.ok(&["stop"]);
     assert_eq!(bench.ended(60), Some(0));
+    asks_offline(&bench);
     assert!(bench.ok(&["release"]).contains("released"));
     assert_eq!(read(&bench.data().join("base/1/table")), pattern(3_000_001));
     assert_eq!(read(&bench.data().join("link")), b"hello");
     let line = complaint(&bench.heatfs(&["release"]).output().unwrap(), 1);
     assert!(line.contains("nvme"), "{line}");
+}
+
+fn asks_offline(bench: &Bench) {
+    assert_eq!(bench.json(&["check", "--deep"])["findings"], serde_json::json!([]));
+    assert_eq!(bench.json(&["dump", "identity"])[2]["identity"]["name"], "hdd");
+    assert_eq!(bench.json(&["dump", "state"])["block_bytes"], 65536);
+    bench.json(&["dump", "file:base/1/table"]);
+    let line = complaint(&bench.heatfs(&["dump", "everything"]).output().unwrap(), 2);
+    assert!(line.contains("`everything`") && line.contains("identity, state"), "{line}");
 }
 
 fn asks_about_placement(bench: &Bench) {
@@ -207,4 +219,79 @@ fn what_was_fixed_at_adoption_cannot_be_changed_in_the_settings() {
     }
     let line = complaint(&bench.adopt_command().output().unwrap(), 1);
     assert!(line.contains("nvme"), "{line}");
+}
+
+/// The service manager hears when to start the database, that the daemon lives, and to wait when it stops.
+#[test]
+fn the_service_manager_is_told() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    let path = bench.short_path("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+    bench.start_with(&[("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "600000")]);
+    let heard = || {
+        let mut buf = [0; 4096];
+        let len = manager.recv(&mut buf).unwrap();
+        String::from_utf8(buf[..len].to_vec()).unwrap()
+    };
+    let wait_for = |wanted: &str| while !heard().contains(wanted) {};
+    wait_for("EXTEND_TIMEOUT_USEC=");
+    wait_for("READY=1");
+    wait_for("STATUS=serving ");
+    wait_for("WATCHDOG=1");
+    wait_for("WATCHDOG=1");
+    let holder = bench.holder();
+    bench.ok(&["stop", "--no-wait"]);
+    wait_for("STOPPING=1");
+    wait_for(&format!("STATUS=stopping: waiting for {} (sleep", holder.pid()));
+    wait_for("EXTEND_TIMEOUT_USEC=30000000");
+    wait_for("WATCHDOG=1");
+    drop(holder);
+    wait_for("STATUS=stopping: bringing everything");
+    assert_eq!(bench.ended(60), Some(0), "{}", bench.log());
+}
+
+/// A daemon that could not open its control socket used to end and leave a dead mount behind.
+#[test]
+fn a_failed_start_leaves_no_mount() {
+    let Some(bench) = Bench::new() else { return };
+    bench.adopt();
+    let output = bench.daemon_command().env("HEATFS__SOCKET", "/proc/none/s").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.lines().last().unwrap().contains("/proc/none"), "{said}");
+    assert!(!bench.is_mounted());
+    assert_eq!(bench.json(&["check"])["findings"], serde_json::json!([]));
+}
+
+/// A file whose name did not survive the crash used to keep its blocks for ever.
+#[test]
+fn content_without_a_name_goes_after_a_crash_unless_an_identity_is_in_doubt() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    bench.start();
+    for name in ["lost", "lost-too"] {
+        fs::write(bench.data().join(name), pattern(200_000)).unwrap();
+    }
+    bench.ok(&["settle"]);
+    let home = bench.path("nvme/home/tree");
+    let in_home = |name: &str| home.join(name);
+    bench.kill();
+
+    // Home lost a name; of another file it has a stranger's copy.
+    fs::remove_file(in_home("lost")).unwrap();
+    fs::write(in_home("stranger"), b"").unwrap();
+    bench.start();
+    assert!(bench.log().contains("1 files without a name keep their space"), "{}", bench.log());
+    bench.kill();
+
+    fs::remove_file(in_home("stranger")).unwrap();
+    fs::remove_file(in_home("lost-too")).unwrap();
+    bench.start();
+    assert!(bench.log().contains("2 files that the crash left without a name"), "{}", bench.log());
+    bench.ok(&["checkpoint"]);
+    let left = bench.json(&["check", "--deep"]);
+    assert_eq!((&left["findings"], &left["files"]), (&serde_json::json!([]), &2.into()));
+    assert_eq!(read(&bench.data().join("base/1/table")), pattern(3_000_001));
 }

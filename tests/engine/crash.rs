@@ -31,10 +31,10 @@ fn run_until_crash(world: &SimWorld, ids: &[FileId], ops: &[Op], crash_at: u64) 
         let result = harness.run(index, op);
         let before = model.clone();
         model.apply(index, op);
-        for file in 0..FILES {
-            // An operation that changes nothing (an allocation within the file) leaves no record that a sync would wait for.
-            if model.files[file] != before.files[file] {
-                last_op_of[file] = index + 1;
+        // An operation that changes nothing (an allocation within the file) leaves no record that a sync would wait for.
+        for (last_op, (now, before)) in last_op_of.iter_mut().zip(model.files.iter().zip(&before.files)) {
+            if now != before {
+                *last_op = index + 1;
             }
         }
         match (result, op) {

@@ -6,6 +6,7 @@ mod faults;
 mod names;
 mod owners;
 mod server;
+mod slow;
 
 /// Not a test: the serving side of all of them.
 #[test]

@@ -1,8 +1,10 @@
 //! The mount under test, served by a process of its own: this test binary, started again. A process that maps files of a filesystem it serves
 //! itself could wait for itself; and a process of its own can be killed.
 
+use crate::slow;
 use heatfs::device::real::RealDevice;
 use heatfs::namespace::Namespace;
+use heatfs::units::{BlockNo, TierId};
 use heatfs::volume::{Options, Tier, Volume};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -20,7 +22,7 @@ const USER: &str = "HEATFS_TEST_USER";
 pub fn tiers(base: &Path) -> Vec<Tier> {
     let tier = |name: &str| Tier {
         name: name.to_owned(),
-        device: RealDevice::open(base.join(name)).unwrap(),
+        device: if name == "slow" { slow::open(&base.join(name)) } else { RealDevice::open(base.join(name)).unwrap() },
         budget_bytes: None,
         reserve_bytes: 0,
     };
@@ -75,6 +77,10 @@ pub fn serve() {
                 volume.checkpoint().unwrap();
                 println!("@done");
             }
+            command if command.starts_with("demote ") => {
+                let (_, file) = namespace.file_at(&command["demote ".len()..]).unwrap();
+                println!("@{}", demote(&volume, &file));
+            }
             "unmount" => match served.mounted.try_unmount() {
                 Ok(()) => break,
                 Err(error) => println!("@{error}"),
@@ -87,6 +93,13 @@ pub fn serve() {
     served.mounted.wait();
     volume.shut_down().unwrap();
     println!("@ended");
+}
+
+/// Moves every block to the slow tier; how many went.
+fn demote(volume: &Volume, file: &Arc<heatfs::volume::File>) -> u64 {
+    volume.coalesce_all(&mut |_, _| {}).unwrap();
+    let blocks = file.size_bytes().div_ceil(volume.block_bytes());
+    (0..blocks).filter(|block| volume.move_block(file, BlockNo(*block), TierId(1)).unwrap()).count() as u64
 }
 
 /// The testing side.

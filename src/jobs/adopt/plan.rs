@@ -244,5 +244,12 @@ fn judge_tiers(plan: &AdoptPlan, backing: &Backing, origin: TierId, survey: &Sur
         let name = backing.name(origin);
         warnings.push(format!("tier `{name}` is over its budget until the mover has taken blocks off it"));
     }
+    if survey.linked_outside > 0 {
+        warnings.push(format!(
+            "{} file(s) have further names outside of {}: whoever writes there changes the volume behind its back",
+            survey.linked_outside,
+            plan.directory.display()
+        ));
+    }
     Ok(warnings)
 }
