@@ -173,8 +173,8 @@ template_create() {
 # daemon_json FILTER: of the running daemon's status
 daemon_json() { heatfs status --json --config "$VOLUME_CONFIG" | jq -r "$1"; }
 
-# daemon_counter NAME: a counter of the engine, wherever the status nests it
-daemon_counter() { daemon_json "[.. | objects | .counters? // empty][0].$1"; }
+# daemon_counter FILTER: of the engine's counters, wherever the status nests them
+daemon_counter() { daemon_json "[.. | objects | .counters? // empty][0] $1"; }
 
 daemon_rss_kib() { awk '/^VmRSS/ { print $2 }' "/proc/$DAEMON_PID/status"; }
 
