@@ -131,7 +131,7 @@ pub(super) struct Adopt {
     /// Where the settings file is written [default: /etc/heatfs/NAME.toml].
     #[arg(long, value_name = "FILE")]
     pub(super) config_out: Option<PathBuf>,
-    /// Unit of placement, fixed from now on.
+    /// Unit of placement, a power of two from 4KiB to 1MiB, fixed from now on.
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = parse_bytes)]
     pub(super) block_size: u64,
     /// Size of the write log on the fastest tier, fixed from now on.

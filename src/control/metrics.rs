@@ -142,6 +142,11 @@ fn counters(registry: &mut Registry, status: &StatusReply) {
         ("promoted_blocks", "Blocks moved to a faster tier", counters.promoted_blocks),
         ("demoted_blocks", "Blocks moved to a slower tier", counters.demoted_blocks),
         ("demoted_by_flip_blocks", "Of those, blocks that had a valid copy there", counters.demoted_by_flip_blocks),
+        (
+            "moved_from_memory_blocks",
+            "Blocks promoted from what a reader had just read, without reading the slow tier again",
+            counters.moved_from_memory_blocks,
+        ),
         ("checkpoints", "Checkpoints", counters.checkpoints),
         ("checkpoint_microseconds", "Time in checkpoints", counters.checkpoint_us),
         ("writer_waits", "Writes that waited for room in the log", counters.writer_waits),

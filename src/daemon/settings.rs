@@ -266,8 +266,8 @@ fn read_block_size(root: &mut Section) -> Result<u32> {
     };
     bytes
         .and_then(|bytes| u32::try_from(bytes).ok())
-        .filter(|bytes| bytes.is_power_of_two() && (16 * 1024..=1024 * 1024).contains(bytes))
-        .ok_or_else(|| root.wrong("block_size", &value, "a power of two from 16KiB to 1MiB is allowed"))
+        .filter(|bytes| bytes.is_power_of_two() && (4 * 1024..=1024 * 1024).contains(bytes))
+        .ok_or_else(|| root.wrong("block_size", &value, "a power of two from 4KiB to 1MiB is allowed"))
 }
 
 fn read_log(log: &mut Section, origin: &str) -> Result<LogSettings> {
@@ -569,6 +569,10 @@ mod tests {
         }
         let line = refusal(&format!("log = 3\n{LEAST}"), &[]);
         assert!(line.contains("log = 3") && line.contains("[log]"), "{line}");
+        for (text, bytes) in [("4KiB", 4096), ("8KiB", 8192), ("1MiB", 1 << 20)] {
+            let settings = Settings::parse(&format!("block_size = \"{text}\"\n{LEAST}"), &[]).unwrap();
+            assert_eq!(settings.block_bytes, bytes, "all that adopt takes is read back");
+        }
         let line = refusal(&format!("block_size = \"48KiB\"\n{LEAST}"), &[]);
         assert!(line.contains("block_size = \"48KiB\"") && line.contains("power of two"), "{line}");
         let line = refusal(&format!("log_files = 4\n{LEAST}"), &[]);

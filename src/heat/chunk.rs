@@ -21,13 +21,9 @@ impl Chunk {
     }
 
     /// One more read miss of a block; returns how many it now has in this epoch.
-    pub(super) fn count_read(&mut self, index: usize) -> u16 {
-        match self.reads.get_mut(index) {
-            Some(count) => {
-                *count = count.saturating_add(1);
-                *count
-            }
-            None => 0,
+    pub(super) fn count_read(&mut self, index: usize) {
+        if let Some(count) = self.reads.get_mut(index) {
+            *count = count.saturating_add(1);
         }
     }
 

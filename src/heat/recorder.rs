@@ -8,12 +8,12 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// Locks over which files and chunks are spread.
 const SHARDS: usize = 64;
-/// Missed blocks waiting to be promoted at once; more are left to the end of the epoch.
-const HOT_MISSES: usize = 4096;
+/// Missed blocks waiting to be looked at; more are left to the next plan.
+const MISSES_QUEUED: usize = 4096;
 /// Files whose streams are remembered, per lock.
 const FILES_PER_SHARD: usize = 4096;
 /// Bytes that one chunk takes, its place in the table included.
@@ -40,9 +40,9 @@ impl HeatSettings {
     }
 }
 
-/// A block that was missed on a slow tier often enough to be worth moving before the next roll.
+/// A block that was just missed on a slow tier: its image is in memory for a moment, so this is when promoting it is cheap.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct HotMiss {
+pub struct SlowMiss {
     pub file: FileId,
     pub block: BlockNo,
     pub tier: TierId,
@@ -77,8 +77,8 @@ pub struct RecorderStatus {
     pub counted_reads: u64,
     pub counted_writes: u64,
     pub sequential_accesses: u64,
-    /// Hot misses not queued because the queue was full.
-    pub hot_misses_dropped: u64,
+    /// Misses on slow tiers not queued because the queue was full.
+    pub misses_dropped: u64,
     /// Chunks dropped because of the memory limit.
     pub chunks_evicted: u64,
 }
@@ -97,20 +97,19 @@ pub struct Recorder {
     /// Decayed length of the past, in epochs: what a decayed sum is divided by to give accesses per epoch, so that a young
     /// recorder is not biased towards zero.
     pub(super) exposure: Mutex<f32>,
-    hot_threshold: AtomicU16,
-    hot_from_tier: AtomicU8,
-    hot_out: Sender<HotMiss>,
-    hot_in: Receiver<HotMiss>,
+    misses_from_tier: AtomicU8,
+    misses_out: Sender<SlowMiss>,
+    misses_in: Receiver<SlowMiss>,
     counted_reads: AtomicU64,
     counted_writes: AtomicU64,
     sequential: AtomicU64,
-    hot_dropped: AtomicU64,
+    misses_dropped: AtomicU64,
     evicted: AtomicU64,
 }
 
 impl Recorder {
     pub fn new(settings: HeatSettings) -> Recorder {
-        let (hot_out, hot_in) = bounded(HOT_MISSES);
+        let (misses_out, misses_in) = bounded(MISSES_QUEUED);
         Recorder {
             settings,
             chunks: (0..SHARDS).map(|_| Mutex::default()).collect(),
@@ -119,14 +118,13 @@ impl Recorder {
             gone: Mutex::default(),
             rolls: AtomicU32::new(0),
             exposure: Mutex::new(0.0),
-            hot_threshold: AtomicU16::new(u16::MAX),
-            hot_from_tier: AtomicU8::new(u8::MAX),
-            hot_out,
-            hot_in,
+            misses_from_tier: AtomicU8::new(u8::MAX),
+            misses_out,
+            misses_in,
             counted_reads: AtomicU64::new(0),
             counted_writes: AtomicU64::new(0),
             sequential: AtomicU64::new(0),
-            hot_dropped: AtomicU64::new(0),
+            misses_dropped: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
         }
     }
@@ -135,15 +133,14 @@ impl Recorder {
         &self.settings
     }
 
-    /// Blocks that reach `misses` read misses within an epoch on tier `from` or a slower one are queued for promotion.
-    pub fn queue_hot_misses(&self, from: TierId, misses: u16) {
-        self.hot_from_tier.store(from.0, Ordering::Relaxed);
-        self.hot_threshold.store(misses.max(1), Ordering::Relaxed);
+    /// Blocks that are missed on tier `from` or a slower one are queued from now on.
+    pub fn queue_misses(&self, from: TierId) {
+        self.misses_from_tier.store(from.0, Ordering::Relaxed);
     }
 
-    /// The queue of hot misses.
-    pub fn hot_misses(&self) -> Receiver<HotMiss> {
-        self.hot_in.clone()
+    /// The queue of misses.
+    pub fn misses(&self) -> Receiver<SlowMiss> {
+        self.misses_in.clone()
     }
 
     fn exposure(&self) -> f32 {
@@ -314,7 +311,7 @@ impl Recorder {
             counted_reads: self.counted_reads.load(Ordering::Relaxed),
             counted_writes: self.counted_writes.load(Ordering::Relaxed),
             sequential_accesses: self.sequential.load(Ordering::Relaxed),
-            hot_misses_dropped: self.hot_dropped.load(Ordering::Relaxed),
+            misses_dropped: self.misses_dropped.load(Ordering::Relaxed),
             chunks_evicted: self.evicted.load(Ordering::Relaxed),
         }
     }
@@ -345,16 +342,13 @@ impl AccessObserver for Recorder {
             return;
         }
         self.counted_reads.fetch_add(1, Ordering::Relaxed);
-        let threshold = self.hot_threshold.load(Ordering::Relaxed);
-        let slow = tier.filter(|tier| tier.0 >= self.hot_from_tier.load(Ordering::Relaxed));
+        let slow = tier.filter(|tier| tier.0 >= self.misses_from_tier.load(Ordering::Relaxed));
         self.with_blocks(file, first, last, |chunk, index, block| {
-            let count = chunk.count_read(index);
+            chunk.count_read(index);
             if let Some(tier) = slow
-                && count >= threshold
-                && count.is_multiple_of(threshold)
-                && self.hot_out.try_send(HotMiss { file, block, tier }).is_err()
+                && self.misses_out.try_send(SlowMiss { file, block, tier }).is_err()
             {
-                self.hot_dropped.fetch_add(1, Ordering::Relaxed);
+                self.misses_dropped.fetch_add(1, Ordering::Relaxed);
             }
         });
     }

@@ -72,6 +72,10 @@ impl Default for MoverSettings {
 const MUCH_TO_GAIN: f64 = 0.01;
 /// What tiers are taken for until they are measured, in microseconds per read: first, between, last.
 const UNMEASURED_US: [f32; 3] = [100.0, 300.0, 8000.0];
+/// Readers in a tier, on average, from which it counts as busy: it has hardly a moment to itself.
+const BUSY_READERS: f64 = 0.5;
+/// Share of a tier that must be free for misses to bring their neighbourhood along.
+const ROOM_SHARE: f32 = 1.0 / 64.0;
 /// Reads between two plans from which a measured latency is trusted.
 const MEASURED_READS: u64 = 20;
 
@@ -89,12 +93,16 @@ struct Outlook {
     moved: BTreeMap<(FileId, BlockNo), u32>,
 }
 
-/// Latency per tier, from the engine's counters.
+/// Latency and use per tier, from the engine's counters.
 #[derive(Default)]
 struct Measured {
     reads: Vec<u64>,
     micros: Vec<u64>,
     latency_us: Vec<f32>,
+    /// When and at what time spent in reads each tier's use was last looked at.
+    looked_at: Option<(Instant, Vec<u64>)>,
+    /// Readers that were in the tier at any moment, on average.
+    readers: Vec<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -299,12 +307,15 @@ impl Mover {
         outlook.decisions = u64::try_from(made.decisions.len()).unwrap_or(u64::MAX);
         outlook.bytes = made.bytes;
         outlook.plan_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let room = made.tiers.split_last().is_some_and(|(_, faster)| faster.iter().any(|tier| tier.room_blocks > 0));
+        let roomy = |(tier, state): (&TierOutlook, &TierState)| {
+            tier.room_blocks * block_bytes > part_of(state.budget_bytes, ROOM_SHARE)
+        };
+        let room = made.tiers.iter().zip(&tiers).rev().skip(1).any(roomy);
         drop(outlook);
         if let Some(slowest) = tiers.len().checked_sub(1).filter(|slowest| *slowest > 0) {
-            // With room above, one miss is reason enough; else a second one must show that the first was no accident.
-            let slowest = TierId(u8::try_from(slowest).unwrap_or(u8::MAX));
-            self.recorder.queue_hot_misses(slowest, if room { 1 } else { 2 });
+            // Each miss is looked at by the fast lane, against the cut of the plan: while its image is in memory, promoting it costs little.
+            self.recorder.queue_misses(TierId(u8::try_from(slowest).unwrap_or(u8::MAX)));
+            self.volume.read_around_misses(room);
         }
         made
     }
@@ -312,10 +323,15 @@ impl Mover {
     fn tier_states(&self, status: &VolumeStatus) -> Vec<TierState> {
         let mut measured = self.measured.lock();
         measured.update(status);
-        let states = status.tiers.iter().zip(&measured.latency_us).map(|(tier, latency_us)| TierState {
+        let last = status.tiers.len().saturating_sub(1);
+        let images_kept = u64::from(self.recorder.settings().block_bytes) <= self.volume.image_block_bytes_max();
+        let states = status.tiers.iter().enumerate().map(|(at, tier)| TierState {
             budget_bytes: tier.budget_bytes,
             free_bytes: tier.budget_bytes.saturating_sub(tier.used_bytes).min(tier.available_bytes),
-            latency_us: *latency_us,
+            latency_us: measured.latency_us.get(at).copied().unwrap_or_default(),
+            is_busy: images_kept
+                && at == last
+                && measured.readers.get(at).is_some_and(|readers| *readers > BUSY_READERS),
         });
         states.collect()
     }
@@ -390,6 +406,15 @@ impl Measured {
                 (self.reads[tier], self.micros[tier]) = (*reads, *micros);
             }
         }
+        let now = monotonic_now();
+        let micros = status.counters.base_read_us.clone();
+        if let Some((then, before)) = self.looked_at.take() {
+            let elapsed_us = now.duration_since(then).as_secs_f64() * 1e6;
+            let spent =
+                |(now, before): (&u64, &u64)| Duration::from_micros(now.saturating_sub(*before)).as_secs_f64() * 1e6;
+            self.readers = micros.iter().zip(&before).map(spent).map(|spent| spent / elapsed_us.max(1.0)).collect();
+        }
+        self.looked_at = Some((now, micros));
         for tier in 1..tiers {
             self.latency_us[tier] = self.latency_us[tier].max(self.latency_us[tier - 1] * 1.1);
         }

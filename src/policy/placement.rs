@@ -66,6 +66,9 @@ pub struct TierState {
     pub free_bytes: u64,
     /// Mean time of reading one block at random, as measured.
     pub latency_us: f32,
+    /// Readers wait in line for this device, and what they read is in memory for a moment. Promoting a block then costs a read that somebody
+    /// else waits for and saves one at most, so it is left to the block's next miss, which brings it for nothing (R24).
+    pub is_busy: bool,
 }
 
 /// Why a block must be where it must be, whatever its heat.
@@ -476,13 +479,12 @@ impl<'a> Picker<'a> {
         }
     }
 
-    /// Brings tiers above their high watermark down to the low one, coldest blocks first.
+    /// Brings tiers above their high watermark down to the low one, coldest blocks first, and tiers in between as far as it costs
+    /// nothing, so that there is room for what is missed next. The slower tiers first: the faster ones sink into their room.
     fn relieve(&mut self) {
-        for tier in 0..self.tiers.len().saturating_sub(1) {
+        for tier in (0..self.tiers.len().saturating_sub(1)).rev() {
             let budget = self.watermark(tier, 1.0);
-            if self.mapped[tier] <= self.watermark(tier, self.settings.high_watermark) {
-                continue;
-            }
+            let must = self.mapped[tier] > self.watermark(tier, self.settings.high_watermark);
             let used_share = share(self.mapped[tier], budget);
             let need = self.mapped[tier].saturating_sub(self.watermark(tier, self.settings.low_watermark));
             let need = usize::try_from(need).unwrap_or(usize::MAX);
@@ -495,7 +497,7 @@ impl<'a> Picker<'a> {
                 if taken == need {
                     break;
                 }
-                if let Some(to) = self.lower_place(block) {
+                if let Some(to) = self.lower_place(block).filter(|to| must || block.copy == Some(*to)) {
                     self.decide(block, to, Reason::Watermark { heat: block.heat, used_share });
                     taken += 1;
                 }
@@ -506,10 +508,13 @@ impl<'a> Picker<'a> {
         }
     }
 
-    /// Where a block can sink to: to its copy, else to the next tier with room, else to any with space at all.
+    /// Where a block can sink to: to a tier with room where it belongs, else to its copy, else to the next tier with room, else to any with
+    /// space at all.
     fn lower_place(&self, block: &Candidate) -> Option<TierId> {
         if let Some(copy) = block.copy.filter(|copy| *copy > block.tier && copy.index() < self.tiers.len()) {
-            return Some(copy);
+            let mut between = (block.tier.0 + 1..copy.0).map(TierId);
+            let belongs = |to: &TierId| self.belongs(block, *to) && self.room(to.index()) > 0;
+            return Some(between.find(|to| self.bytes_left >= self.block_bytes && belongs(to)).unwrap_or(copy));
         }
         if self.bytes_left < self.block_bytes {
             return None;
@@ -530,7 +535,7 @@ impl<'a> Picker<'a> {
             if self.bytes_left < self.block_bytes {
                 break;
             }
-            if self.moved.contains(&(block.file, block.block)) {
+            if self.moved.contains(&(block.file, block.block)) || self.tiers[block.tier.index()].is_busy {
                 continue;
             }
             let wanted = self.wanted(block.heat);
@@ -544,6 +549,11 @@ impl<'a> Picker<'a> {
                 }
             }
         }
+    }
+
+    /// Is a block hot enough for this tier, though perhaps not for the one it is on?
+    fn belongs(&self, block: &Candidate, tier: TierId) -> bool {
+        self.survey.cuts.get(tier.index()).is_some_and(|cut| block.heat > *cut)
     }
 
     /// The tier where a block of this heat belongs.
@@ -592,7 +602,8 @@ impl<'a> Picker<'a> {
 
     /// Where a victim goes, and whether that tier is full and must itself give up a colder block. `floor`: the tier that the promoted block leaves.
     fn sink(&self, victim: &Candidate, floor: TierId) -> Option<(TierId, bool)> {
-        if let Some(copy) = victim.copy.filter(|copy| *copy > victim.tier && copy.index() < self.tiers.len()) {
+        let copy = victim.copy.filter(|copy| *copy > victim.tier && copy.index() < self.tiers.len());
+        if let Some(copy) = copy.filter(|_| !(victim.tier.0 + 1..=floor.0).any(|to| self.belongs(victim, TierId(to)))) {
             return Some((copy, false));
         }
         for target in (victim.tier.0 + 1..=floor.0).map(TierId) {
@@ -610,7 +621,7 @@ impl<'a> Picker<'a> {
                 return Some((target, true));
             }
         }
-        None
+        copy.map(|copy| (copy, false))
     }
 
     fn may_sink(&self, block: &Candidate) -> bool {

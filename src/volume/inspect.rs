@@ -62,6 +62,7 @@ impl Volume {
             // 24 bytes of entry and a third more for the tree.
             overlay_memory_bytes: extents * 32,
             payload_cache_bytes: self.log.payload_cache_bytes(),
+            image_memory_bytes: self.claims.image_bytes(),
             promised_bytes: self.space.promised_blocks() * self.block_bytes(),
         }
     }

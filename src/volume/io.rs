@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// Largest file: 16 TiB, like ext4; the block map keeps 8 bytes for every 512 blocks before the last.
 pub const FILE_BYTES_MAX: u64 = (1 << 44) - (1 << 20);
+/// What a small miss on the slowest tier reads while faster tiers have room, in bytes (R24).
+pub(super) const NEIGHBOURHOOD_BYTES: u64 = 64 * 1024;
 /// How long a writer waits for log space before it looks again.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
 /// How long a writer waits in all while nothing drains the log, unless [`Volume::set_log_full_wait`] says otherwise: longer
@@ -215,7 +217,7 @@ impl Volume {
             match piece.piece {
                 Piece::Zeros => out.fill(0),
                 Piece::Log(position) => self.log.read(position, out)?,
-                Piece::Base(tier) => self.read_base_observed(file.id(), tier, piece.start, out)?,
+                Piece::Base(tier) => self.read_base_observed(file, tier, piece.start, out)?,
             }
         }
         drop(reading);
@@ -264,9 +266,13 @@ impl Volume {
         }
     }
 
-    fn read_base_observed(&self, file: FileId, tier: TierId, start: u64, out: &mut [u8]) -> Result<()> {
+    fn read_base_observed(&self, file: &File, tier: TierId, start: u64, out: &mut [u8]) -> Result<()> {
         let began = clock::monotonic_now();
-        self.read_base(file, tier, start, out)?;
+        if tier.index() > 0 && tier.index() + 1 == self.tiers.len() {
+            self.read_slowest(file, tier, start, out)?;
+        } else {
+            self.read_base(file.id(), tier, start, out)?;
+        }
         let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         if let Some(counters) = self.counters.tiers.get(tier.index()) {
             count(&counters.read_us, took_us);
@@ -274,8 +280,41 @@ impl Volume {
         if let Some(observer) = self.observer.read().as_ref() {
             let (first, last) = (self.block_of(start), self.block_of(start + out.len() as u64 - 1));
             let (len, us) = (u32::try_from(out.len()).unwrap_or(u32::MAX), u32::try_from(took_us).unwrap_or(u32::MAX));
-            observer.on_read_miss(file, first, last, start, len, Some(tier), us);
+            observer.on_read_miss(file.id(), first, last, start, len, Some(tier), us);
         }
+        Ok(())
+    }
+
+    /// Reads whole blocks around what is asked for, and keeps their images for whoever promotes them next (R24).
+    fn read_slowest(&self, file: &File, tier: TierId, start: u64, out: &mut [u8]) -> Result<()> {
+        let end = start + out.len() as u64;
+        let unit = NEIGHBOURHOOD_BYTES / self.block_bytes();
+        if end - start > NEIGHBOURHOOD_BYTES || unit == 0 {
+            return self.read_base(file.id(), tier, start, out); // a stream, or blocks too large to read for a page
+        }
+        let (first, last) = (self.block_of(start), self.block_of(end - 1));
+        let (from, to) = match self.reads_around.load(Ordering::Relaxed) {
+            true => (first.0 / unit * unit, last.0 / unit * unit + unit),
+            false => (first.0, last.0 + 1),
+        };
+        let expected = self.claims.expect_images(file.id(), tier, from..to);
+        // Only from here on is an image of what the map names now sure to be taken away by whoever changes that.
+        let blocks = {
+            let inner = file.read();
+            let here = |block: &u64| inner.map.get(BlockNo(*block)).tier() == Some(tier);
+            let below = (from..first.0).rev().take_while(here).last().unwrap_or(first.0);
+            let above = (last.0 + 1..to).take_while(here).last().unwrap_or(last.0);
+            (first.0..=last.0).all(|block| here(&block)).then_some(below..above + 1)
+        };
+        // Moved since the read was planned: the old image stays until this read is over, but is not worth keeping.
+        let Some(blocks) = blocks else { return self.read_base(file.id(), tier, start, out) };
+        let image_start = self.block_start(BlockNo(blocks.start));
+        let len = (blocks.end - blocks.start) * self.block_bytes();
+        let mut image = AlignedBuf::zeroed(usize::try_from(len).unwrap_or(0));
+        self.read_base(file.id(), tier, image_start, &mut image)?;
+        let skip = usize::try_from(start - image_start).unwrap_or(0);
+        out.copy_from_slice(image.get(skip..skip + out.len()).unwrap_or_default());
+        self.claims.keep_images(&expected, BlockNo(blocks.start), &image);
         Ok(())
     }
 

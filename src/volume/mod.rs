@@ -24,6 +24,7 @@
 
 mod blockmap;
 mod checkpoint;
+mod claims;
 mod coalesce;
 mod file;
 mod inspect;
@@ -51,6 +52,7 @@ use crate::error::{Error, Result};
 use crate::log::{Geometry, Log};
 use crate::tier::objects::Objects;
 use crate::units::{BlockNo, FileId, TierId, WallNs};
+use claims::Claim;
 use overlay::{Extent, Ledger};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -163,7 +165,9 @@ pub struct Volume {
     live: Vec<AtomicI64>,
     /// Blocks that have had records in each slot's segment: where to look for extents when the segment is to be freed.
     touched: Vec<Mutex<Vec<(FileId, BlockNo, BlockNo)>>>,
-    claims: Mutex<HashSet<(FileId, BlockNo)>>,
+    claims: claims::Claims,
+    /// A miss on the slowest tier of several keeps its blocks' images; with this, also those of its 64 KiB neighbourhood.
+    reads_around: AtomicBool,
     gate: RwLock<()>,
     /// Read-held from the append of a record until its extent counts as live; a freeze waits for it.
     appends: RwLock<()>,
@@ -195,18 +199,6 @@ pub struct Volume {
 struct Wrote {
     tier: TierId,
     losses: u64,
-}
-
-/// A block claim: see the lock order above.
-pub(crate) struct Claim<'a> {
-    volume: &'a Volume,
-    key: (FileId, BlockNo),
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        self.volume.claims.lock().remove(&self.key);
-    }
 }
 
 /// Keeps `live` in step with an overlay.
@@ -272,10 +264,22 @@ impl Volume {
     }
 
     fn claim(&self, file: FileId, block: BlockNo) -> Option<Claim<'_>> {
-        let key = (file, block);
-        let taken = self.claims.lock().insert(key);
-        // Not `then_some`: a claim that was made and not handed out would give back, when dropped, what somebody else holds.
-        taken.then(|| Claim { volume: self, key })
+        self.claims.claim(file, block)
+    }
+
+    /// Is what was read of this block from the slowest tier still in memory, so that promoting it needs no device read?
+    pub fn has_image(&self, file: FileId, block: BlockNo) -> bool {
+        self.claims.has_image(file, block)
+    }
+
+    /// Largest block whose image is kept when it is missed.
+    pub fn image_block_bytes_max(&self) -> u64 {
+        io::NEIGHBOURHOOD_BYTES
+    }
+
+    /// Makes a small miss on the slowest tier read its whole 64 KiB neighbourhood: worth it while faster tiers have room.
+    pub fn read_around_misses(&self, around: bool) {
+        self.reads_around.store(around, Ordering::Relaxed);
     }
 
     fn about_to_write(&self, tier: TierId) -> Wrote {

@@ -142,6 +142,7 @@ impl Volume {
 
     fn assemble(tiers: Vec<Tier>, options: Options, state: State, meta: Meta, log: Log) -> Volume {
         let (slots, tiers_len) = (meta.segments as usize, tiers.len());
+        let claims = super::claims::Claims::new(options.block_bytes);
         Volume {
             objects: tiers.iter().map(|tier| Objects::new(tier.device.clone())).collect(),
             space: SpaceBook::new(tiers.len(), u64::from(options.block_bytes)),
@@ -160,7 +161,8 @@ impl Volume {
             observer: RwLock::new(None),
             live: (0..slots).map(|_| AtomicI64::new(0)).collect(),
             touched: (0..slots).map(|_| Mutex::default()).collect(),
-            claims: Mutex::default(),
+            claims,
+            reads_around: AtomicBool::new(false),
             gate: RwLock::new(()),
             appends: RwLock::new(()),
             window: Mutex::default(),

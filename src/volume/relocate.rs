@@ -5,7 +5,7 @@
 
 use super::blockmap::{Home, Place};
 use super::space::Held;
-use super::status::count;
+use super::status;
 use super::{Applied, File, Volume, Wrote};
 use crate::device::AlignedBuf;
 use crate::error::{Error, Result};
@@ -43,15 +43,16 @@ impl Volume {
         if from.copy == Some(to) {
             return self.flip_to_copy(file, first, to);
         }
-        let mut claims = Vec::new();
+        let (mut claims, mut images) = (Vec::new(), Vec::new());
         for block in (first.0..first.0 + most).map(BlockNo) {
-            let Some(claim) = self.claim(file.id(), block) else { break };
+            let Some((claim, image)) = self.claims.claim_with_image(file.id(), block, Some(source)) else { break };
             let place = file.read().map.get(block);
             let same = place.home == Home::Tier(source) && place.copy != Some(to);
             if !same || self.is_vacated(file.id(), block, to) {
                 break;
             }
             claims.push(claim);
+            images.extend(image);
         }
         let blocks = claims.len() as u64;
         if blocks == 0 || !self.has_room_to_move(to, blocks) {
@@ -59,7 +60,13 @@ impl Volume {
         }
         let start = self.block_start(first);
         let mut image = AlignedBuf::zeroed(usize::try_from(blocks * self.block_bytes()).unwrap_or(0));
-        self.read_base(file.id(), source, start, &mut image)?;
+        if images.len() == claims.len() {
+            let parts = image.chunks_mut(usize::try_from(self.block_bytes()).unwrap_or(usize::MAX));
+            parts.zip(&images).for_each(|(part, bytes)| part.copy_from_slice(bytes));
+            status::count(&self.counters.moved_from_memory_blocks, blocks);
+        } else {
+            self.read_base(file.id(), source, start, &mut image)?;
+        }
         let wrote = self.about_to_write(to);
         let written = self.write_image(file.id(), to, start, &image, self.used_of(file, start, image.len() as u64));
         self.note_tier_writes(to, written)?;
@@ -104,7 +111,7 @@ impl Volume {
         }
         drop(inner);
         self.list_dirty(file);
-        count(if to < from { &self.counters.promoted_blocks } else { &self.counters.demoted_blocks }, blocks);
+        status::count(if to < from { &self.counters.promoted_blocks } else { &self.counters.demoted_blocks }, blocks);
         blocks
     }
 
@@ -123,8 +130,8 @@ impl Volume {
         self.window.lock().push(Applied { file: file.id(), block, prior, pieces: Vec::new(), wrote: None });
         self.list_dirty(file);
         let counter = if to < from { &self.counters.promoted_blocks } else { &self.counters.demoted_blocks };
-        count(counter, 1);
-        count(&self.counters.demoted_by_flip_blocks, 1);
+        status::count(counter, 1);
+        status::count(&self.counters.demoted_by_flip_blocks, 1);
         Ok(1)
     }
 

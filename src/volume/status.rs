@@ -18,6 +18,8 @@ pub struct VolumeStatus {
     pub map_memory_bytes: u64,
     pub overlay_memory_bytes: u64,
     pub payload_cache_bytes: u64,
+    /// Images of blocks just read from the slowest tier, kept for their promotion.
+    pub image_memory_bytes: u64,
     /// Blocks promised to writers whose image is not on any tier yet, in bytes.
     pub promised_bytes: u64,
 }
@@ -74,6 +76,8 @@ pub struct Counters {
     pub promoted_blocks: u64,
     pub demoted_blocks: u64,
     pub demoted_by_flip_blocks: u64,
+    /// Blocks promoted from what a reader had just read, without another read of the slow tier.
+    pub moved_from_memory_blocks: u64,
     pub checkpoints: u64,
     pub checkpoint_us: u64,
     pub writer_waits: u64,
@@ -90,6 +94,7 @@ pub(super) struct Live {
     pub promoted_blocks: AtomicU64,
     pub demoted_blocks: AtomicU64,
     pub demoted_by_flip_blocks: AtomicU64,
+    pub moved_from_memory_blocks: AtomicU64,
     pub checkpoints: AtomicU64,
     pub checkpoint_us: AtomicU64,
     pub writer_waits: AtomicU64,
@@ -122,6 +127,7 @@ impl Live {
             promoted_blocks: AtomicU64::new(0),
             demoted_blocks: AtomicU64::new(0),
             demoted_by_flip_blocks: AtomicU64::new(0),
+            moved_from_memory_blocks: AtomicU64::new(0),
             checkpoints: AtomicU64::new(0),
             checkpoint_us: AtomicU64::new(0),
             writer_waits: AtomicU64::new(0),
@@ -143,6 +149,7 @@ impl Live {
             promoted_blocks: get(&self.promoted_blocks),
             demoted_blocks: get(&self.demoted_blocks),
             demoted_by_flip_blocks: get(&self.demoted_by_flip_blocks),
+            moved_from_memory_blocks: get(&self.moved_from_memory_blocks),
             checkpoints: get(&self.checkpoints),
             checkpoint_us: get(&self.checkpoint_us),
             writer_waits: get(&self.writer_waits),

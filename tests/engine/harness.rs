@@ -34,6 +34,7 @@ pub fn tiers(world: &SimWorld) -> Vec<Tier> {
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
     Write { file: usize, offset: u64, len: u64 },
+    Read { file: usize, offset: u64, len: u64 },
     Truncate { file: usize, size: u64 },
     Punch { file: usize, offset: u64, len: u64 },
     Allocate { file: usize, offset: u64, len: u64 },
@@ -72,7 +73,7 @@ impl Random {
     pub fn op(&mut self, reopen: bool) -> Op {
         let file = self.below(FILES as u64) as usize;
         let (offset, len) = self.range();
-        match self.below(if reopen { 25 } else { 24 }) {
+        match self.below(if reopen { 27 } else { 26 }) {
             0..=9 => Op::Write { file, offset, len },
             10 | 11 => Op::Truncate { file, size: offset },
             12 | 13 => Op::Punch { file, offset, len: len * 3 },
@@ -80,6 +81,7 @@ impl Random {
             15..=17 => Op::Sync { file },
             18 | 19 => Op::Coalesce,
             20 => Op::Checkpoint,
+            24 | 25 => Op::Read { file, offset, len },
             21..=23 => Op::Move { file, block: self.below(13), count: 1 + self.below(3), to: self.below(3) as u8 },
             _ => Op::Reopen { clean: self.below(2) == 0 },
         }
@@ -156,6 +158,10 @@ impl Harness {
             Op::Write { file: n, offset, len } => {
                 let bytes: Vec<u8> = (offset..offset + len).map(|at| pattern(index, at)).collect();
                 self.volume().write(&file(n)?, offset, &bytes, Wait::Allowed)
+            }
+            Op::Read { file: n, offset, len } => {
+                // What it finds is compared after the run; here it leaves images in memory, which a move may use.
+                self.volume().read(&file(n)?, offset, &mut vec![0; len as usize], Wait::Allowed).map(|_| ())
             }
             Op::Truncate { file: n, size } => self.volume().set_size(&file(n)?, size),
             Op::Punch { file: n, offset, len } => self.volume().punch_hole(&file(n)?, offset, len),

@@ -469,3 +469,38 @@ fn ends_clean_and_quick() {
         assert_eq!(buf[..50_000], vec![9; 50_000]);
     }
 }
+
+/// R24: what a reader has just waited for is promoted without reading the slow tier again, its neighbourhood too where there is room, but
+/// never once the base has changed since.
+#[test]
+fn a_slow_miss_is_promoted_from_memory_unless_its_base_changed() {
+    let harness = opened(24);
+    let (volume, hdd) = (harness.volume(), harness.world.device("hdd"));
+    write(&harness, 0, 0, 1, 4 * BLOCK);
+    settle(&harness);
+    volume.move_run(&file(&harness, 0), BlockNo(0), 4, HDD).expect("moves");
+    volume.checkpoint().expect("checkpoints");
+
+    let before = hdd.traffic().reads;
+    assert_eq!(read(&harness, 0, BLOCK + 4096, 100), [1; 100]);
+    assert_eq!(hdd.traffic().reads, before + 1);
+    assert!(volume.has_image(file(&harness, 0).id(), BlockNo(1)));
+    assert!(volume.move_block(&file(&harness, 0), BlockNo(1), NVME).expect("moves"));
+    assert_eq!(hdd.traffic().reads, before + 1, "the image was in memory");
+    assert_eq!(read(&harness, 0, 0, 4 * BLOCK), [1; 4 * BLOCK as usize]);
+
+    read(&harness, 0, 2 * BLOCK, 4096);
+    write(&harness, 0, 2 * BLOCK, 2, BLOCK);
+    settle(&harness);
+    assert_eq!(place(&harness, 0, 2).0, Some(HDD), "coalesced in place");
+    assert!(volume.move_block(&file(&harness, 0), BlockNo(2), NVME).expect("moves"));
+    assert_eq!(read(&harness, 0, 2 * BLOCK, BLOCK), [2; BLOCK as usize], "an image of before is not used");
+
+    volume.read_around_misses(true);
+    let before = hdd.traffic().reads;
+    read(&harness, 0, 3 * BLOCK, 4096);
+    assert_eq!(hdd.traffic().reads, before + 1);
+    assert!(!volume.has_image(file(&harness, 0).id(), BlockNo(2)), "it lies elsewhere now");
+    assert!(volume.has_image(file(&harness, 0).id(), BlockNo(3)));
+    volume.read_around_misses(false);
+}

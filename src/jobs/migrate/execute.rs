@@ -4,7 +4,7 @@ use super::journal::{JournalEntry, Outcome};
 use super::{Mover, Tally};
 use crate::device::clock::{Instant, monotonic_now, wall_now};
 use crate::error::Error;
-use crate::heat::HotMiss;
+use crate::heat::SlowMiss;
 use crate::policy::placement::{Decision, Reason, immediate};
 use crate::units::{BlockNo, FileId, TierId};
 use crate::volume::File;
@@ -156,7 +156,7 @@ impl Mover {
 
     /// Promotes blocks that were just missed on the slowest tier, as far as the latest plan left room for them.
     pub(super) fn fast_lane(&self) {
-        let misses = self.recorder.hot_misses();
+        let misses = self.recorder.misses();
         let mut open = None;
         while !self.stopped() {
             let first = match misses.recv_timeout(LANE_WAIT) {
@@ -164,33 +164,56 @@ impl Mover {
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            let place = |miss: HotMiss| (miss.tier, miss.file, miss.block);
+            let place = |miss: SlowMiss| (miss.tier, miss.file, miss.block);
             let mut batch = BTreeSet::from([place(first)]);
             batch.extend(misses.try_iter().take(LANE_BATCH).map(place));
             for (from, file, block) in batch {
                 let Some((to, reason)) = self.lane_target(from, file, block) else { continue };
-                if self.wait_for_turn(u64::from(self.recorder.settings().block_bytes)) {
+                // Where there is room, what was read around it comes along.
+                let (first, count) = match reason {
+                    Reason::Room { .. } => self.with_neighbours(file, block),
+                    _ => (block, 1),
+                };
+                if self.wait_for_turn(count * u64::from(self.recorder.settings().block_bytes)) {
                     return;
                 }
-                let decision = Decision { file, block, from, to, reason, gain_us: 0.0, flip: false };
-                let (_, outcome) = self.move_adjacent(&mut open, &decision, 1);
-                self.tally.lock().fast_lane += u64::from(outcome == Outcome::Moved);
-                self.record(&decision, outcome);
+                let decision = |block| Decision { file, block, from, to, reason, gain_us: 0.0, flip: false };
+                let (moved, outcome) =
+                    self.move_adjacent(&mut open, &decision(first), usize::try_from(count).unwrap_or(1));
+                self.book(to, moved as u64);
+                self.tally.lock().fast_lane += moved as u64;
+                for at in 0..moved.max(1) as u64 {
+                    self.record(&decision(BlockNo(first.0 + at)), outcome);
+                }
             }
         }
     }
 
-    /// Where a missed block should go now, with the room for it taken from the plan's books.
+    /// The missed block and the blocks beside it that are in memory too: first and count.
+    fn with_neighbours(&self, file: FileId, block: BlockNo) -> (BlockNo, u64) {
+        let most = RUN_BYTES / u64::from(self.recorder.settings().block_bytes).max(1);
+        let at_hand = |block: &u64| self.volume.has_image(file, BlockNo(*block));
+        let first = (block.0.saturating_sub(most / 2)..block.0).rev().take_while(at_hand).last().unwrap_or(block.0);
+        let last = (block.0 + 1..first + most).take_while(at_hand).last().unwrap_or(block.0);
+        (BlockNo(first), last - first + 1)
+    }
+
+    /// Takes blocks that were moved between plans from the plan's books.
+    fn book(&self, to: TierId, blocks: u64) {
+        if let Some(tier) = self.outlook.lock().tiers.get_mut(to.index()) {
+            tier.room_blocks = tier.room_blocks.saturating_sub(blocks);
+            tier.slack_blocks = tier.slack_blocks.saturating_sub(blocks);
+        }
+    }
+
+    /// Where a missed block should go now, as far as the plan's books say that there is room for it.
     fn lane_target(&self, from: TierId, file: FileId, block: BlockNo) -> Option<(TierId, Reason)> {
         let heat = self.recorder.block_heat(file, block);
-        let mut outlook = self.outlook.lock();
+        let outlook = self.outlook.lock();
         if outlook.moved.contains_key(&(file, block)) {
             return None;
         }
         let (to, reason) = immediate(heat, from, &outlook.tiers, &self.settings.placement)?;
-        let tier = outlook.tiers.get_mut(to.index())?;
-        tier.room_blocks = tier.room_blocks.saturating_sub(1);
-        tier.slack_blocks = tier.slack_blocks.saturating_sub(1);
         drop(outlook);
         // A pin is the planner's business.
         self.pins.lock().get(&file).is_none().then_some((to, reason))

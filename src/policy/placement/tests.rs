@@ -26,6 +26,7 @@ fn tiers(blocks: &[u64], runs: &[BlockRun]) -> Vec<TierState> {
             budget_bytes: blocks * BLOCK,
             free_bytes: blocks.saturating_sub(used) * BLOCK,
             latency_us: if at == last { 8000.0 } else { LATENCIES_US[at] },
+            is_busy: false,
         }
     };
     blocks.iter().enumerate().map(state).collect()
@@ -100,17 +101,52 @@ fn three_full_tiers_rotate() {
     assert_eq!(moves(&made), [(100, 1, 2), (0, 0, 1), (1000, 2, 0)], "the coldest of each tier sinks by one");
 }
 
-#[test]
-fn above_the_high_watermark_the_coldest_sink_and_copies_first() {
+/// A fastest tier above its high watermark, with two of its coldest blocks copied on the slowest, and a middle tier.
+fn overfull(middle: u64) -> Vec<BlockRun> {
     let mut runs: Vec<BlockRun> = (0..98).map(|i| run(i, 1, 0, 1.0 + i as f32)).collect();
     runs[3].copy = Some(TierId(2));
     runs[4].copy = Some(TierId(2));
-    let made = decide(&runs, &tiers(&[100, 100, 1000], &runs), &settings());
+    runs.push(run(200, middle, 1, 500.0));
+    runs
+}
+
+#[test]
+fn above_the_high_watermark_the_coldest_sink_and_copies_first() {
+    let runs = overfull(9);
+    let made = decide(&runs, &tiers(&[100, 10, 1000], &runs), &settings());
     let mut sunk: Vec<(u64, u8, bool)> = made.decisions.iter().map(|one| (one.block.0, one.to.0, one.flip)).collect();
+    sunk.retain(|one| one.0 < 100);
     assert_eq!(&sunk[..2], [(3, 2, true), (4, 2, true)]);
     sunk.sort();
-    assert_eq!(sunk.iter().map(|one| one.0).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
-    assert_eq!(made.bytes, 4 * BLOCK);
+    assert!(sunk.iter().map(|one| one.0).take(6).eq(0..6), "{sunk:?}");
+}
+
+#[test]
+fn a_block_that_belongs_on_the_middle_tier_does_not_sink_past_it_for_a_free_copy() {
+    let runs = overfull(1);
+    let made = decide(&runs, &tiers(&[100, 100, 1000], &runs), &settings());
+    let sunk: HashSet<(u64, u8)> = made.decisions.iter().map(|one| (one.block.0, one.to.0)).collect();
+    assert!(sunk.is_superset(&HashSet::from([(3, 1), (4, 1)])), "{sunk:?}");
+}
+
+#[test]
+fn between_the_watermarks_only_what_costs_nothing_sinks() {
+    let mut runs: Vec<BlockRun> = (0..94).map(|i| run(i, 1, 0, 1.0 + i as f32)).collect();
+    runs[1].copy = Some(TierId(1));
+    let made = decide(&runs, &tiers(&[100, 1000], &runs), &settings());
+    assert_eq!(moves(&made), [(1, 0, 1)]);
+    assert_eq!(made.bytes, 0);
+}
+
+#[test]
+fn promoting_from_a_busy_device_is_left_to_its_misses() {
+    let runs = [run(0, 1, 1, 100.0)];
+    let mut tiers = tiers(&[100, 1000], &runs);
+    assert_eq!(decide(&runs, &tiers, &settings()).decisions.len(), 1);
+    tiers[1].is_busy = true;
+    let made = decide(&runs, &tiers, &settings());
+    assert!(made.decisions.is_empty());
+    assert!(made.tiers[0].room_blocks > 0, "the room is the misses'");
 }
 
 #[test]
@@ -189,8 +225,12 @@ fn a_tebibyte_is_planned_without_keeping_its_blocks() {
             }
         }
     }
-    let tier =
-        |blocks: u64, latency_us| TierState { budget_bytes: blocks * BLOCK, free_bytes: blocks * BLOCK, latency_us };
+    let tier = |blocks: u64, latency_us| TierState {
+        budget_bytes: blocks * BLOCK,
+        free_bytes: blocks * BLOCK,
+        latency_us,
+        is_busy: false,
+    };
     let tiers = [tier(1 << 20, 100.0), tier(1 << 22, 300.0), tier(1 << 26, 8000.0)];
     let settings = PlacementSettings { bytes_per_plan: 4096 * BLOCK, ..settings() };
     let made = plan(&PlacementState { number: 1, block_bytes: BLOCK, tiers: &tiers, blocks: &Tebibyte }, &settings);

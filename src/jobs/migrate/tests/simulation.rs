@@ -246,14 +246,14 @@ impl World {
                 let offset = page as u64 * PAGE_BYTES;
                 self.recorder.on_read_miss(FILE, block, block, offset, PAGE_BYTES as u32, Some(tier), 0);
                 if self.scenario.fast_lane {
-                    self.serve_hot_misses(epoch);
+                    self.serve_misses(epoch);
                 }
             }
         }
     }
 
-    fn serve_hot_misses(&mut self, epoch: u32) {
-        while let Ok(miss) = self.recorder.hot_misses().try_recv() {
+    fn serve_misses(&mut self, epoch: u32) {
+        while let Ok(miss) = self.recorder.misses().try_recv() {
             let at = miss.block.0 as usize;
             if self.tiers[at] != miss.tier.0 || self.outlook.is_empty() {
                 continue;
@@ -290,6 +290,7 @@ impl World {
                 budget_bytes: self.budgets[tier],
                 free_bytes: self.budgets[tier].saturating_sub((used[tier] + self.pending[tier]) * bytes),
                 latency_us: LATENCIES_US[tier],
+                is_busy: tier == 2 && self.scenario.images_cached,
             })
             .collect();
         self.pending = [0; 3];
@@ -316,8 +317,7 @@ impl World {
             assert!(used * bytes <= self.budgets[tier], "tier {tier} over its budget in epoch {epoch}");
         }
         self.outlook = made.tiers;
-        let room = self.outlook.iter().take(2).any(|tier| tier.room_blocks > 0);
-        self.recorder.queue_hot_misses(TierId(2), if room { 1 } else { 2 });
+        self.recorder.queue_misses(TierId(2));
         self.moved.retain(|_, moved| epoch - *moved < 4);
     }
 }
