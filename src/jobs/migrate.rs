@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::heat::Recorder;
 use crate::policy::HeatRanks;
 use crate::policy::placement::{
-    BlockRun, Blocks, Pin, PlacementSettings, PlacementState, Plan, TierOutlook, TierState, part_of, plan,
+    BlockRun, Blocks, Decision, Pin, PlacementSettings, PlacementState, Plan, TierOutlook, TierState, part_of, plan,
 };
 use crate::units::{BlockNo, FileId, TierId};
 use crate::volume::{TierStatus, Volume, VolumeStatus};
@@ -59,7 +59,7 @@ impl Default for MoverSettings {
         MoverSettings {
             placement: PlacementSettings::default(),
             epoch: Duration::from_secs(300),
-            plan_every_min: Duration::from_secs(10),
+            plan_every_min: Duration::from_secs(5),
             plan_every_max: Duration::from_secs(60),
             bytes_per_second: 64 << 20,
             save_every: Duration::from_secs(180),
@@ -233,8 +233,10 @@ impl Mover {
         let mut saved_at = monotonic_now();
         while !self.stopped() {
             let began = monotonic_now();
+            let promoted = self.tally.lock().fast_lane;
             let made = self.run_plan(every);
-            let busy = made.gain_us > MUCH_TO_GAIN * made.cost_us;
+            // Misses that were promoted take room, which the next plan makes again.
+            let busy = made.gain_us > MUCH_TO_GAIN * made.cost_us || self.tally.lock().fast_lane > promoted;
             every = if busy { self.settings.plan_every_min } else { every.mul_f32(1.5) }
                 .clamp(self.settings.plan_every_min, self.settings.plan_every_max);
             if saved_at.elapsed() >= self.settings.save_every {
@@ -253,11 +255,32 @@ impl Mover {
         let since = now.duration_since(std::mem::replace(&mut *self.rolled_at.lock(), now));
         self.recorder.roll(since.as_secs_f32() / self.settings.epoch.as_secs_f32().max(0.001));
         let made = self.make_plan(time);
-        self.execute(&made.decisions, now + time);
-        if let Err(error) = self.make_room() {
-            tracing::warn!(%error, "cannot make room for the next plan");
+        // What costs nothing makes room for misses, who should not wait for the rest of the plan.
+        let (flips, copies): (Vec<Decision>, Vec<Decision>) = made.decisions.iter().partition(|decision| decision.flip);
+        for decisions in [flips, copies] {
+            self.execute(&decisions, now + time);
+            if let Err(error) = self.make_room() {
+                tracing::warn!(%error, "cannot make room for the next plan");
+            }
+            self.count_room();
         }
         made
+    }
+
+    /// Brings the books of room up to what the engine says.
+    fn count_room(&self) {
+        let block_bytes = u64::from(self.recorder.settings().block_bytes);
+        let status = self.volume.status();
+        let mut outlook = self.outlook.lock();
+        for (known, tier) in outlook.tiers.iter_mut().zip(&status.tiers) {
+            let free_bytes = tier.budget_bytes.saturating_sub(tier.used_bytes).min(tier.available_bytes);
+            known.count(
+                tier.budget_bytes / block_bytes,
+                tier.blocks,
+                free_bytes / block_bytes,
+                &self.settings.placement,
+            );
+        }
     }
 
     /// What moved away occupies its old place until a checkpoint, and clean copies occupy the slowest tier: where either leaves the next

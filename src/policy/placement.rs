@@ -176,6 +176,16 @@ pub struct TierOutlook {
     pub latency_us: f32,
 }
 
+impl TierOutlook {
+    /// What can be added to a tier with a budget of `budget_blocks`, of which `blocks` are mapped and `free_blocks` can be written.
+    pub fn count(&mut self, budget_blocks: u64, blocks: u64, free_blocks: u64, settings: &PlacementSettings) {
+        let until = |watermark| part_of(budget_blocks, watermark).saturating_sub(blocks).min(free_blocks);
+        self.blocks = blocks;
+        self.room_blocks = until(settings.low_watermark);
+        self.slack_blocks = until(settings.high_watermark);
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// In the order in which they are best made: what makes room comes first.
@@ -398,6 +408,13 @@ impl<'a> Picker<'a> {
         below.min(self.free[tier])
     }
 
+    /// Blocks of free space on `tier` that exchanges leave to misses: what one of those saves is a wait for a device that is busy.
+    fn reserve(&self, tier: usize) -> u64 {
+        let between =
+            self.watermark(tier, self.settings.high_watermark) - self.watermark(tier, self.settings.low_watermark);
+        if self.tiers.iter().skip(tier + 1).any(|slower| slower.is_busy) { between / 2 } else { 0 }
+    }
+
     fn latency(&self, tier: TierId) -> f32 {
         self.tiers.get(tier.index()).map_or(0.0, |tier| tier.latency_us)
     }
@@ -565,7 +582,7 @@ impl<'a> Picker<'a> {
     /// Promotes `block` to the full tier `to`: that tier's coldest block sinks, and if need be the next tier's, down at most to the place that
     /// `block` leaves. False, and nothing decided, when that would not pay or not fit.
     fn exchange(&mut self, block: &Candidate, to: TierId) -> bool {
-        if self.free[to.index()] == 0 {
+        if self.free[to.index()] <= self.reserve(to.index()) {
             return false;
         }
         let mut sinking: Vec<(Candidate, TierId)> = Vec::new();
@@ -607,7 +624,7 @@ impl<'a> Picker<'a> {
             return Some((copy, false));
         }
         for target in (victim.tier.0 + 1..=floor.0).map(TierId) {
-            if self.free[target.index()] == 0 {
+            if self.free[target.index()] <= self.reserve(target.index()) {
                 continue;
             }
             if target == floor || self.room(target.index()) > 0 {
@@ -640,15 +657,16 @@ impl<'a> Picker<'a> {
     }
 
     fn finish(mut self) -> Plan {
-        let outlook = (0..self.tiers.len()).map(|tier| TierOutlook {
-            cut: self.survey.cuts[tier],
-            room_blocks: self.room(tier),
-            slack_blocks: self
-                .watermark(tier, self.settings.high_watermark)
-                .saturating_sub(self.mapped[tier])
-                .min(self.free[tier]),
-            blocks: self.survey.blocks[tier],
-            latency_us: self.tiers[tier].latency_us,
+        let outlook = (0..self.tiers.len()).map(|tier| {
+            let mut outlook = TierOutlook {
+                cut: self.survey.cuts[tier],
+                latency_us: self.tiers[tier].latency_us,
+                ..TierOutlook::default()
+            };
+            let budget_blocks = self.watermark(tier, 1.0);
+            outlook.count(budget_blocks, self.mapped[tier], self.free[tier], self.settings);
+            outlook.blocks = self.survey.blocks[tier];
+            outlook
         });
         self.plan.tiers = outlook.collect();
         self.plan.ranks = self.survey.ranks;

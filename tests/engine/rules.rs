@@ -504,3 +504,36 @@ fn a_slow_miss_is_promoted_from_memory_unless_its_base_changed() {
     assert!(volume.has_image(file(&harness, 0).id(), BlockNo(3)));
     volume.read_around_misses(false);
 }
+
+/// A file that outgrows the fast tier goes on in the next one, block by block, and stays whole and readable.
+#[test]
+fn a_growing_file_spills_block_by_block() {
+    let world = SimWorld::new(25);
+    let budgets = [8 * BLOCK, 8 * BLOCK, 256 * BLOCK];
+    let small = || {
+        let mut tiers = tiers(&world);
+        tiers.iter_mut().zip(budgets).for_each(|(tier, budget)| tier.budget_bytes = Some(budget));
+        tiers
+    };
+    Volume::create(&small(), &options(), uuid::Uuid::from_u128(7), &mut |_| {}).expect("creates");
+    let (volume, _) = Volume::open(small(), options()).expect("opens");
+    let file = volume.file(volume.issue_file_id().expect("issues")).expect("known");
+    let blocks = 100u64;
+    for block in 0..blocks {
+        let data = vec![u8::try_from(block + 1).expect("small"); BLOCK as usize];
+        volume.write(&file, block * BLOCK, &data, Wait::Allowed).expect("a full fast tier refuses nobody");
+    }
+    volume.coalesce_all(&mut |_, _| {}).expect("coalesces");
+    volume.checkpoint().expect("checkpoints");
+    let mut on = [0u64; 3];
+    for run in volume.block_map(&file) {
+        on[run.2.expect("coalesced").index()] += run.1;
+    }
+    assert!(on[0] > 0 && on[0] <= 8 && on[1] > 0 && on[1] <= 8, "{on:?}");
+    assert_eq!(on.iter().sum::<u64>(), blocks);
+    let mut buf = vec![0; BLOCK as usize];
+    for block in 0..blocks {
+        volume.read(&file, block * BLOCK, &mut buf, Wait::Allowed).expect("readable");
+        assert!(buf.iter().all(|byte| u64::from(*byte) == block + 1), "block {block}");
+    }
+}
