@@ -11,14 +11,16 @@ use super::served::{Event, Served, StartControl};
 use super::service::{Notice, notify};
 use super::settings::Settings;
 use super::watchdog::Watchdog;
-use super::{Control, glob, mountpoint, orphans, process, signals};
+use super::{Control, mountpoint, orphans, process, signals};
 use crate::error::{Error, Result};
 use crate::fuse;
 use crate::heat::{HeatSettings, Recorder};
 use crate::jobs::TierPlan;
-use crate::jobs::migrate::{Mover, MoverSettings};
+use crate::jobs::migrate::{FileRules, Mover, MoverSettings};
 use crate::namespace::Namespace;
+use crate::policy::glob::Pattern;
 use crate::policy::placement::PlacementSettings;
+use crate::policy::rules::Rules;
 use crate::tier::identity::{self, Locks, Place, VolumeIdentity};
 use crate::volume::{self, Recovery, Volume};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
@@ -48,7 +50,8 @@ fn serve(settings: Settings, start_control: StartControl) -> Result<()> {
     let point = settings.mount_path();
     let (places, locks, id) = claim_tiers(&settings, &point)?;
     let (volume, recovery) = open_volume(&settings, &places)?;
-    let mover = open_mover(&settings, &volume, &places, &id)?;
+    let rules = judge_paths(&settings, &volume)?;
+    let mover = open_mover(&settings, &volume, &places, &id, Arc::clone(&rules))?;
     let home = settings.tiers[0].path.join("home");
     let namespace = Namespace::open(&home, Arc::clone(&volume), id.volume)?;
     if !recovery.was_clean {
@@ -58,7 +61,7 @@ fn serve(settings: Settings, start_control: StartControl) -> Result<()> {
     let mounted = fuse::mount(Arc::clone(&namespace), &point, &fuse_options(&settings))?;
     drop(opened);
     let served = Arc::new(Served::new(settings, volume, namespace, mover, events_in.clone()));
-    let running = Running { served, mounted: Arc::new(mounted.mounted), point };
+    let running = Running { served, rules, mounted: Arc::new(mounted.mounted), point };
     let begun = running.begin(events_in, start_control);
     drop(patience);
 
@@ -99,12 +102,22 @@ fn open_volume(settings: &Settings, places: &[Place]) -> Result<(Arc<Volume>, Re
     if !recovery.was_clean {
         tracing::info!("replayed {} records in {} log writes", recovery.records_replayed, recovery.groups_replayed);
     }
-    if !settings.log_files.is_empty() {
-        let patterns = settings.log_files.clone();
-        volume.set_log_paths(Box::new(move |path| patterns.iter().any(|pattern| glob::matches(pattern, path))));
-    }
     volume.start_threads()?;
     Ok((volume, recovery))
+}
+
+/// Has each path that is met judged: by the rules, and by the patterns of log files.
+fn judge_paths(settings: &Settings, volume: &Volume) -> Result<Arc<FileRules>> {
+    let tier_names = settings.tiers.iter().map(|tier| tier.name.clone()).collect();
+    let rules = Rules::new(settings.rules.clone(), settings.placement.profiles.clone(), tier_names);
+    let rules = Arc::new(FileRules::new(rules.map_err(Error::Invalid)?));
+    let logs: Vec<Pattern> = settings.log_files.iter().map(|pattern| Pattern::new(pattern)).collect();
+    let hears = Arc::clone(&rules);
+    volume.on_path(Box::new(move |file, path| {
+        hears.note_path(file, path);
+        logs.iter().any(|pattern| pattern.matches(path))
+    }));
+    Ok(rules)
 }
 
 /// What was fixed when the volume was made must not silently differ from what the settings say.
@@ -124,7 +137,13 @@ fn refuse_changed(settings: &Settings, fixed: &volume::Meta) -> Result<()> {
     Ok(())
 }
 
-fn open_mover(settings: &Settings, volume: &Arc<Volume>, places: &[Place], id: &VolumeIdentity) -> Result<Arc<Mover>> {
+fn open_mover(
+    settings: &Settings,
+    volume: &Arc<Volume>,
+    places: &[Place],
+    id: &VolumeIdentity,
+    rules: Arc<FileRules>,
+) -> Result<Arc<Mover>> {
     let placement = &settings.placement;
     let recorder = Arc::new(Recorder::new(HeatSettings {
         half_life_epochs: placement.half_life_epochs,
@@ -138,10 +157,12 @@ fn open_mover(settings: &Settings, volume: &Arc<Volume>, places: &[Place], id: &
             high_watermark: placement.high_watermark,
             hysteresis: placement.hysteresis,
             residency_plans: placement.residency_plans,
+            log_share: placement.log_share,
             ..PlacementSettings::default()
         },
         epoch: placement.epoch,
         bytes_per_second: placement.bytes_per_second,
+        rules,
         ..MoverSettings::default()
     };
     Mover::open(Arc::clone(volume), recorder, Arc::clone(&places[0].device), *id.volume.as_bytes(), mover)
@@ -202,9 +223,23 @@ fn fuse_options(settings: &Settings) -> fuse::Options {
     }
 }
 
+/// Rules hold for files that nobody has opened yet, too: each name is looked at once.
+fn learn_paths(rules: &FileRules, served: &Served) {
+    let walked = served.namespace.walk(&mut |visit| {
+        if let Some(Ok(id)) = visit.file {
+            rules.note_path(id, visit.path);
+        }
+        Ok(())
+    });
+    if let Err(error) = walked {
+        tracing::warn!(%error, "rules hold only for files that are opened: not all names could be looked at");
+    }
+}
+
 /// A volume from its mount to its end.
 struct Running {
     served: Arc<Served>,
+    rules: Arc<FileRules>,
     mounted: Arc<fuse::Mounted>,
     point: PathBuf,
 }
@@ -213,7 +248,8 @@ impl Running {
     /// What remains once the mount is there.
     fn begin(&self, events: Sender<Event>, start_control: StartControl) -> Result<Box<dyn Control>> {
         self.tell_when_unmounted(events)?;
-        self.served.mover.start()?;
+        let (rules, served) = (Arc::clone(&self.rules), Arc::clone(&self.served));
+        self.served.mover.start(move || learn_paths(&rules, &served))?;
         let control = start_control(Arc::clone(&self.served))?;
         tracing::info!("serving {} on {}", self.served.settings.name, self.point.display());
         notify(&Notice::Ready);

@@ -1,10 +1,10 @@
 //! The life of a volume's process: settings, mount, threads, service notifications, shutdown.
 
-mod glob;
 pub mod holders;
 mod lifecycle;
 mod mountpoint;
 mod orphans;
+mod path_rules;
 mod patience;
 mod process;
 pub mod quantity;

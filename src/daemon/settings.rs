@@ -4,9 +4,12 @@
 //! nearest known one, because a misspelt budget that is silently ignored fills a disk. Nothing is read from the tiers: what is on disk
 //! is checked when the volume is opened.
 
+use super::path_rules::{read_profiles, read_rules};
 use super::quantity::parse_bytes;
 use super::reader::Section;
 use crate::error::{Error, Result};
+use crate::policy::profiles::Profile;
+use crate::policy::rules::Rule;
 use crate::units::{DEFAULT_BLOCK_BYTES, TierId};
 use config::{Value, ValueKind};
 use std::collections::HashMap;
@@ -46,12 +49,18 @@ pub const KEYS: &[&str] = &[
     "placement.residency_plans",
     "placement.bytes_per_second",
     "placement.memory",
+    "placement.log_share",
+    "placement.profiles",
+    "rule.path",
+    "rule.pin",
+    "rule.never",
+    "rule.promote",
     "checkpoint.interval",
     "coalesce.log_fill_start",
 ];
 
 /// The tables of the file.
-const TABLES: &[&str] = &["log", "tier", "fuse", "placement", "checkpoint", "coalesce"];
+const TABLES: &[&str] = &["log", "tier", "fuse", "placement", "rule", "checkpoint", "coalesce"];
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -69,6 +78,8 @@ pub struct Settings {
     pub tiers: Vec<TierSettings>,
     pub fuse: FuseSettings,
     pub placement: PlacementSettings,
+    /// What is said about paths; none contradicts another.
+    pub rules: Vec<Rule>,
     pub checkpoint_interval: Duration,
     /// Share of the log in use above which coalescing starts even for blocks that are still being written.
     pub coalesce_log_fill_start: f64,
@@ -137,6 +148,10 @@ pub struct PlacementSettings {
     pub bytes_per_second: u64,
     /// For the counters of heat.
     pub memory_bytes: u64,
+    /// Share of the fastest tier that is reserved for logs.
+    pub log_share: f32,
+    /// Databases whose files are recognised.
+    pub profiles: Vec<Profile>,
 }
 
 impl Settings {
@@ -231,6 +246,9 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
     ] {
         refuse_unknown(section, prefix)?;
     }
+    let tiers = read_tiers(&mut root, origin)?;
+    let placement = read_placement(&mut placement, origin)?;
+    let tier_names: Vec<String> = tiers.iter().map(|tier| tier.name.clone()).collect();
     let settings = Settings {
         name: required(origin, "name", root.name("name")?)?,
         mount: required(origin, "mount", root.path("mount")?)?,
@@ -238,9 +256,10 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
         block_bytes: read_block_size(&mut root)?,
         log_files: root.texts("log_files")?,
         log: read_log(&mut log, origin)?,
-        tiers: read_tiers(&mut root, origin)?,
+        rules: read_rules(&mut root, &tier_names, &placement.profiles, origin)?,
+        tiers,
         fuse: read_fuse(&mut fuse)?,
-        placement: read_placement(&mut placement, origin)?,
+        placement,
         checkpoint_interval: checkpoint.span("interval", seconds(30), seconds(1)..=seconds(3600))?,
         coalesce_log_fill_start: coalesce.number("log_fill_start", 0.5, 0.05..=0.9)?.into(),
     };
@@ -248,7 +267,7 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
     Ok(settings)
 }
 
-fn required<T>(origin: &str, key: &str, value: Option<T>) -> Result<T> {
+pub(super) fn required<T>(origin: &str, key: &str, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| Error::Invalid(format!("{origin}: `{key}` is not set, and there is no default for it")))
 }
 
@@ -363,6 +382,8 @@ fn read_placement(placement: &mut Section, origin: &str) -> Result<PlacementSett
         residency_plans: u32::try_from(placement.count("residency_plans", 2, 0..=10_000)?).unwrap_or(u32::MAX),
         bytes_per_second: placement.bytes("bytes_per_second", 64 * MIB, 64 * KIB..=64 * GIB)?,
         memory_bytes: placement.bytes("memory", 128 * MIB, MIB..=64 * GIB)?,
+        log_share: placement.number("log_share", 0.02, 0.0..=0.5)?,
+        profiles: read_profiles(placement)?,
     };
     if settings.low_watermark >= settings.high_watermark {
         return Err(Error::Invalid(format!(
@@ -373,7 +394,7 @@ fn read_placement(placement: &mut Section, origin: &str) -> Result<PlacementSett
     Ok(settings)
 }
 
-fn refuse_unknown(section: &Section, prefix: &str) -> Result<()> {
+pub(super) fn refuse_unknown(section: &Section, prefix: &str) -> Result<()> {
     for (name, value) in section.names() {
         let key = format!("{prefix}{name}");
         let is_table = prefix.is_empty() && TABLES.contains(&name.as_str());
@@ -475,7 +496,9 @@ mod tests {
             .lines()
             .map(|line| {
                 line.strip_prefix("# ")
-                    .filter(|rest| rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ')))
+                    .filter(|rest| {
+                        rest.starts_with("[[") || rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
+                    })
                     .unwrap_or(line)
             })
             .flat_map(|line| [line, "\n"])
@@ -484,8 +507,8 @@ mod tests {
         for key in KEYS {
             let found = match key.split_once('.') {
                 None => table.contains_key(*key),
-                Some(("tier", leaf)) => {
-                    table["tier"].as_array().is_some_and(|tiers| tiers.iter().any(|tier| tier.get(leaf).is_some()))
+                Some((list @ ("tier" | "rule"), leaf)) => {
+                    table[list].as_array().is_some_and(|entries| entries.iter().any(|entry| entry.get(leaf).is_some()))
                 }
                 Some((section, leaf)) => table.get(section).is_some_and(|section| section.get(leaf).is_some()),
             };

@@ -9,12 +9,14 @@ mod execute;
 mod journal;
 mod pace;
 pub(super) mod pins;
+mod rules;
 #[cfg(test)]
 mod tests;
 mod view;
 
 pub use journal::{JournalEntry, Outcome};
 pub use pins::PINS_FILE;
+pub use rules::FileRules;
 pub use view::{Explanation, HeatMap, HeatRange, MoverStatus, WarmFile};
 
 use crate::device::Device;
@@ -52,6 +54,8 @@ pub struct MoverSettings {
     pub save_every: Duration,
     /// Decisions remembered for `explain`.
     pub journal_entries: usize,
+    /// What is said about paths; whoever meets a file's name tells it.
+    pub rules: Arc<FileRules>,
 }
 
 impl Default for MoverSettings {
@@ -64,6 +68,7 @@ impl Default for MoverSettings {
             bytes_per_second: 64 << 20,
             save_every: Duration::from_secs(180),
             journal_entries: 16_384,
+            rules: Arc::default(),
         }
     }
 }
@@ -186,10 +191,13 @@ impl Mover {
         }))
     }
 
-    /// Starts the planning thread and the fast lane.
-    pub fn start(self: &Arc<Self>) -> Result<()> {
+    /// Starts the planning thread and the fast lane. `learn_paths` runs before the first plan: it tells the rules of files met by nobody yet.
+    pub fn start(self: &Arc<Self>, learn_paths: impl FnOnce() + Send + 'static) -> Result<()> {
         let (planner, lane) = (Arc::clone(self), Arc::clone(self));
-        self.spawn("heatfs-mover", move || planner.plan_loop())?;
+        self.spawn("heatfs-mover", move || {
+            learn_paths();
+            planner.plan_loop();
+        })?;
         self.spawn("heatfs-fastlane", move || lane.fast_lane())
     }
 
@@ -241,6 +249,7 @@ impl Mover {
                 .clamp(self.settings.plan_every_min, self.settings.plan_every_max);
             if saved_at.elapsed() >= self.settings.save_every {
                 self.save_heat();
+                self.settings.rules.forget_gone(|| self.volume.files().into_iter().collect());
                 saved_at = monotonic_now();
             }
             if self.sleep(every.saturating_sub(began.elapsed())) {
@@ -359,11 +368,20 @@ impl Mover {
         states.collect()
     }
 
-    /// Pins a file to a tier; durable when it returns. The mover brings its blocks there.
+    /// Pins a file to a tier; durable when it returns. The mover brings its blocks there. `Invalid` when a rule says otherwise.
     pub fn pin(&self, file: FileId, tier: &str) -> Result<()> {
-        if !self.tier_names.iter().any(|name| name == tier) {
+        let Some(wanted) = self.tier_named(tier) else {
             let names = self.tier_names.join(", ");
             return Err(Error::Invalid(format!("no tier `{tier}`: this volume has {names}")));
+        };
+        let may = match self.settings.rules.by_rule(file) {
+            Some(Pin::To(to)) => to == wanted,
+            Some(Pin::Within(bounds)) => bounds.promoted && bounds.allows(wanted),
+            Some(Pin::None | Pin::LogFile | Pin::Catalog) | None => true,
+        };
+        if !may {
+            let rule = self.settings.rules.describe(file).unwrap_or_default();
+            return Err(Error::Invalid(format!("it cannot be pinned to {tier}: {rule} says otherwise")));
         }
         self.change_pins(|pins| pins.insert(file, tier.to_owned()) != Some(tier.to_owned()))
     }
@@ -396,10 +414,12 @@ impl Mover {
         u8::try_from(index).ok().map(TierId)
     }
 
+    /// A rule of the settings comes first, then what a user pinned by hand, then a profile.
     fn pin_of(&self, file: FileId) -> Pin {
-        let pinned = self.pins.lock().get(&file).and_then(|name| self.tier_named(name));
-        match pinned {
-            Some(tier) => Pin::To(tier),
+        let by_hand = || self.pins.lock().get(&file).and_then(|name| self.tier_named(name)).map(Pin::To);
+        let by_rule = self.settings.rules.by_rule(file).or_else(by_hand);
+        match by_rule.or_else(|| self.settings.rules.by_profile(file)) {
+            Some(pin) => pin,
             None if self.recorder.is_log_file(file) => Pin::LogFile,
             None => Pin::None,
         }

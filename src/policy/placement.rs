@@ -12,8 +12,12 @@
 //! Blocks are visited twice, as runs, and never all kept: the first pass counts heats in a histogram, which gives each tier's cut; the second
 //! collects the hottest and coldest per tier in heaps as large as the byte budget.
 
+mod pin;
+mod survey;
 #[cfg(test)]
 mod tests;
+
+pub use pin::{Bounds, Pin};
 
 use super::ranks::HeatRanks;
 use crate::units::{BlockNo, FileId, TierId};
@@ -21,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::fmt;
+use survey::Survey;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlacementSettings {
@@ -38,8 +43,13 @@ pub struct PlacementSettings {
     pub horizon_epochs: f32,
     /// Accesses per epoch from which a block is worth filling free room with.
     pub fill_heat_min: f32,
-    /// Share of the fastest tier that log files may take.
+    /// Share of the fastest tier that is log files', as far as there are any: nothing else takes it, and beyond it they are blocks like others.
+    ///
+    /// A log's block is hardly ever read, and written once more after its record at most, in sequence, which a disk does as fast as others; so a block
+    /// of it here saves nothing but a wait in a flood of writes. Two hundredths hold twice PostgreSQL's `max_wal_size` on a tier of 100 GiB.
     pub log_share: f32,
+    /// The same for catalogs that a profile recognises.
+    pub catalog_share: f32,
 }
 
 impl Default for PlacementSettings {
@@ -52,7 +62,8 @@ impl Default for PlacementSettings {
             bytes_per_plan: 256 << 20,
             horizon_epochs: 8.0,
             fill_heat_min: 1.0 / 1024.0,
-            log_share: 0.1,
+            log_share: 0.02,
+            catalog_share: 0.1,
         }
     }
 }
@@ -69,17 +80,6 @@ pub struct TierState {
     /// Readers wait in line for this device, and what they read is in memory for a moment. Promoting a block then costs a read that somebody
     /// else waits for and saves one at most, so it is left to the block's next miss, which brings it for nothing (R24).
     pub is_busy: bool,
-}
-
-/// Why a block must be where it must be, whatever its heat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Pin {
-    #[default]
-    None,
-    /// A user asked for it.
-    To(TierId),
-    /// A log file belongs on the fastest tier, within [`PlacementSettings::log_share`].
-    LogFile,
 }
 
 /// Neighbouring blocks of a file that are alike in everything that placement looks at.
@@ -121,6 +121,10 @@ pub enum Reason {
     Pinned,
     /// The file is a log.
     LogFile,
+    /// The file is a catalog that a profile recognises.
+    Catalog,
+    /// A rule forbids the tier that it was on.
+    Forbidden,
     /// The target tier had room.
     Room { heat: f32 },
     /// It is hotter than what it displaces, and reaches the tier's cut.
@@ -135,6 +139,8 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Pinned => write!(f, "pinned by a user"),
+            Reason::Catalog => write!(f, "catalogs belong on the fastest tier"),
+            Reason::Forbidden => write!(f, "a rule forbids the tier that it was on"),
             Reason::LogFile => write!(f, "log files belong on the fastest tier"),
             Reason::Room { heat } => write!(f, "room there; heat {heat:.3} accesses per epoch"),
             Reason::Hotter { heat, than, cut } => {
@@ -173,13 +179,23 @@ pub struct TierOutlook {
     pub slack_blocks: u64,
     /// Blocks mapped here, before the plan.
     pub blocks: u64,
+    /// Of these, blocks that have no copy on another tier.
+    pub sole_blocks: u64,
+    /// Blocks anywhere that a user or a rule wants here.
+    pub pinned_blocks: u64,
+    /// Blocks that are kept free here for logs and catalogs, which lie elsewhere so far.
+    pub reserved_blocks: u64,
+    /// Predicted accesses per epoch to the blocks mapped here, and of these to blocks that heat does not place.
+    pub heat: f64,
+    pub pinned_heat: f64,
     pub latency_us: f32,
 }
 
 impl TierOutlook {
     /// What can be added to a tier with a budget of `budget_blocks`, of which `blocks` are mapped and `free_blocks` can be written.
     pub fn count(&mut self, budget_blocks: u64, blocks: u64, free_blocks: u64, settings: &PlacementSettings) {
-        let until = |watermark| part_of(budget_blocks, watermark).saturating_sub(blocks).min(free_blocks);
+        let taken = blocks + self.reserved_blocks;
+        let until = |watermark| part_of(budget_blocks, watermark).saturating_sub(taken).min(free_blocks);
         self.blocks = blocks;
         self.room_blocks = until(settings.low_watermark);
         self.slack_blocks = until(settings.high_watermark);
@@ -230,50 +246,6 @@ pub fn immediate(
         }
     }
     None
-}
-
-/// The first pass: what lies where, and how hot.
-struct Survey {
-    ranks: HeatRanks,
-    blocks: Vec<u64>,
-    cuts: Vec<f32>,
-    log_blocks_fast: u64,
-    cost_us: f64,
-}
-
-impl Survey {
-    fn take(state: &PlacementState<'_>, settings: &PlacementSettings) -> Survey {
-        let tiers = state.tiers.len();
-        let mut ranks = HeatRanks::default();
-        let (mut blocks, mut pinned) = (vec![0u64; tiers], vec![0u64; tiers]);
-        let (mut log_blocks_fast, mut cost_us) = (0u64, 0f64);
-        state.blocks.visit(&mut |run| {
-            let Some(here) = blocks.get_mut(run.tier.index()) else { return };
-            *here += run.count;
-            let latency_us = state.tiers[run.tier.index()].latency_us;
-            cost_us += f64::from(run.heat) * f64::from(latency_us) * blocks_f64(run.count);
-            match run.pin {
-                Pin::None => ranks.add(run.heat, run.count),
-                Pin::To(tier) => {
-                    if let Some(pinned) = pinned.get_mut(tier.index()) {
-                        *pinned += run.count;
-                    }
-                }
-                Pin::LogFile => {
-                    pinned[run.tier.index()] += run.count;
-                    log_blocks_fast += if run.tier == TierId::FASTEST { run.count } else { 0 };
-                }
-            }
-        });
-        let mut capacity = 0u64;
-        let cuts = state.tiers.iter().zip(&pinned).map(|(tier, pinned)| {
-            let target = part_of(tier.budget_bytes, settings.low_watermark) / state.block_bytes.max(1);
-            capacity += target.saturating_sub(*pinned);
-            ranks.cut(capacity)
-        });
-        let cuts = cuts.collect();
-        Survey { ranks, blocks, cuts, log_blocks_fast, cost_us }
-    }
 }
 
 /// A block that may move.
@@ -386,7 +358,7 @@ impl<'a> Picker<'a> {
             settings,
             number: state.number,
             block_bytes,
-            mapped: survey.blocks.clone(),
+            mapped: survey.tiers.iter().map(|tier| tier.blocks).collect(),
             free: state.tiers.iter().map(|tier| tier.free_bytes / block_bytes).collect(),
             survey,
             bytes_left: settings.bytes_per_plan,
@@ -402,9 +374,10 @@ impl<'a> Picker<'a> {
         self.tiers.get(tier).map_or(0, |tier| part_of(tier.budget_bytes, share) / self.block_bytes)
     }
 
-    /// Blocks that `tier` may take up to its low watermark, now.
+    /// Blocks that `tier` may take up to its low watermark, now, besides what is reserved.
     fn room(&self, tier: usize) -> u64 {
-        let below = self.watermark(tier, self.settings.low_watermark).saturating_sub(self.mapped[tier]);
+        let taken = self.mapped[tier] + self.survey.tiers[tier].reserved_blocks;
+        let below = self.watermark(tier, self.settings.low_watermark).saturating_sub(taken);
         below.min(self.free[tier])
     }
 
@@ -432,6 +405,7 @@ impl<'a> Picker<'a> {
             .collect();
         let mut pinned = Best::<true>::new(budget);
         let (number, settings) = (self.number, self.settings);
+        let mut kept = self.survey.reserves.map(|reserve| reserve.limit_blocks);
         blocks.visit(&mut |run| {
             let tier = run.tier.index();
             if tier >= tiers {
@@ -447,9 +421,39 @@ impl<'a> Picker<'a> {
                         cold[tier].offer(run, rested);
                     }
                 }
-                pin => {
-                    if pinned_to(pin) != run.tier && pinned_to(pin).index() < tiers {
+                Pin::To(to) => {
+                    if to != run.tier && to.index() < tiers {
                         pinned.offer(run, rested);
+                    }
+                }
+                Pin::Within(bounds) => {
+                    if !bounds.allows(run.tier) {
+                        pinned.offer(run, rested);
+                        return;
+                    }
+                    if tier > 0 && rested && bounds.promoted && run.heat >= settings.fill_heat_min {
+                        hot[tier].offer(run, rested);
+                    }
+                    // What may not be everywhere below would stop an exchange that counts on its sinking.
+                    let below = (run.tier.0 + 1..).map(TierId).take_while(|to| to.index() < tiers);
+                    if tier + 1 < tiers && bounds.demoted && below.into_iter().all(|to| bounds.allows(to)) {
+                        cold[tier].offer(run, rested);
+                    }
+                }
+                Pin::LogFile | Pin::Catalog if run.tier != TierId::FASTEST => {
+                    pinned.offer(run, rested);
+                    if run.pin == Pin::Catalog && rested && run.heat >= settings.fill_heat_min {
+                        hot[tier].offer(run, rested);
+                    }
+                }
+                Pin::LogFile | Pin::Catalog => {
+                    // What the reserve does not hold is a block like any other.
+                    let Some(kept) = run.pin.reserve().and_then(|at| kept.get_mut(at)) else { return };
+                    let within = run.count.min(*kept);
+                    *kept -= within;
+                    if within < run.count && tiers > 1 {
+                        let first = BlockNo(run.first.0 + within);
+                        cold[tier].offer(&BlockRun { first, count: run.count - within, ..*run }, rested);
                     }
                 }
             }
@@ -477,22 +481,31 @@ impl<'a> Picker<'a> {
     }
 
     fn place_pinned(&mut self) {
-        let mut log_room = self.watermark(0, self.settings.log_share).saturating_sub(self.survey.log_blocks_fast);
+        let mut left = self.survey.reserves.map(|reserve| reserve.left());
         for block in std::mem::take(&mut self.misplaced) {
-            let to = pinned_to(block.pin);
+            let (to, reason) = match block.pin {
+                Pin::None => continue,
+                Pin::To(to) => (to, Reason::Pinned),
+                Pin::LogFile => (TierId::FASTEST, Reason::LogFile),
+                Pin::Catalog => (TierId::FASTEST, Reason::Catalog),
+                Pin::Within(bounds) => match bounds.nearest(block.tier, self.tiers.len()) {
+                    Some(to) => (to, Reason::Forbidden),
+                    None => continue,
+                },
+            };
             let copied = block.copy != Some(to);
             if copied && (self.free[to.index()] == 0 || self.bytes_left < self.block_bytes) {
                 continue;
             }
-            match block.pin {
-                Pin::None => {}
-                Pin::To(_) => self.decide(&block, to, Reason::Pinned),
-                Pin::LogFile if log_room == 0 => {}
-                Pin::LogFile => {
-                    log_room -= 1;
-                    self.decide(&block, to, Reason::LogFile);
+            if let Some(left) = block.pin.reserve().and_then(|at| left.get_mut(at)) {
+                if *left == 0 {
+                    continue;
                 }
+                *left -= 1;
+                let fastest = &mut self.survey.tiers[to.index()];
+                fastest.reserved_blocks = fastest.reserved_blocks.saturating_sub(1);
             }
+            self.decide(&block, to, reason);
         }
     }
 
@@ -557,6 +570,9 @@ impl<'a> Picker<'a> {
             }
             let wanted = self.wanted(block.heat);
             for to in (0u8..).map(TierId).take(block.tier.index()) {
+                if !block.pin.allows(to) {
+                    continue;
+                }
                 if self.room(to.index()) > 0 {
                     self.decide(&block, to, Reason::Room { heat: block.heat });
                     break;
@@ -570,12 +586,12 @@ impl<'a> Picker<'a> {
 
     /// Is a block hot enough for this tier, though perhaps not for the one it is on?
     fn belongs(&self, block: &Candidate, tier: TierId) -> bool {
-        self.survey.cuts.get(tier.index()).is_some_and(|cut| block.heat > *cut)
+        self.survey.tiers.get(tier.index()).is_some_and(|tier| block.heat > tier.cut)
     }
 
     /// The tier where a block of this heat belongs.
     fn wanted(&self, heat: f32) -> TierId {
-        let faster = self.survey.cuts.iter().take_while(|cut| heat < **cut).count();
+        let faster = self.survey.tiers.iter().take_while(|tier| heat < tier.cut).count();
         TierId(u8::try_from(faster.min(self.tiers.len().saturating_sub(1))).unwrap_or(u8::MAX))
     }
 
@@ -612,7 +628,7 @@ impl<'a> Picker<'a> {
         for (victim, target) in sinking.into_iter().rev() {
             self.decide(&victim, target, Reason::Displaced { heat: victim.heat, by: block.heat });
         }
-        let cut = self.survey.cuts.get(to.index()).copied().unwrap_or(0.0);
+        let cut = self.survey.tiers.get(to.index()).map_or(0.0, |tier| tier.cut);
         self.decide(block, to, Reason::Hotter { heat: block.heat, than, cut });
         true
     }
@@ -658,27 +674,16 @@ impl<'a> Picker<'a> {
 
     fn finish(mut self) -> Plan {
         let outlook = (0..self.tiers.len()).map(|tier| {
-            let mut outlook = TierOutlook {
-                cut: self.survey.cuts[tier],
-                latency_us: self.tiers[tier].latency_us,
-                ..TierOutlook::default()
-            };
-            let budget_blocks = self.watermark(tier, 1.0);
-            outlook.count(budget_blocks, self.mapped[tier], self.free[tier], self.settings);
-            outlook.blocks = self.survey.blocks[tier];
+            let mut outlook = self.survey.tiers[tier];
+            let blocks = outlook.blocks;
+            outlook.count(self.watermark(tier, 1.0), self.mapped[tier], self.free[tier], self.settings);
+            outlook.blocks = blocks;
             outlook
         });
         self.plan.tiers = outlook.collect();
         self.plan.ranks = self.survey.ranks;
         self.plan.cost_us = self.survey.cost_us;
         self.plan
-    }
-}
-
-fn pinned_to(pin: Pin) -> TierId {
-    match pin {
-        Pin::To(tier) => tier,
-        Pin::LogFile | Pin::None => TierId::FASTEST,
     }
 }
 

@@ -108,8 +108,8 @@ pub struct FileAttr {
 /// Called by the engine with files whose data are durably gone (their grave entries may go).
 pub type GoneListener = Box<dyn Fn(&[FileId]) + Send + Sync>;
 
-/// Tells paths of logs from others, besides those known by name anyway.
-pub type LogPaths = Box<dyn Fn(&str) -> bool + Send + Sync>;
+/// Hears under which path a file is met, and answers whether that is a log's, besides those known by name anyway.
+pub type PathListener = Box<dyn Fn(FileId, &str) -> bool + Send + Sync>;
 
 /// Hears of accesses: the recorder of heat. Called on the data path: must be quick and never block.
 pub trait AccessObserver: Send + Sync {
@@ -158,7 +158,7 @@ pub struct Volume {
     dirty: Mutex<Vec<FileId>>,
     gone: Mutex<Vec<FileId>>,
     on_gone: RwLock<Option<GoneListener>>,
-    log_paths: RwLock<Option<LogPaths>>,
+    path_listener: RwLock<Option<PathListener>>,
     observer: RwLock<Option<Arc<dyn AccessObserver>>>,
     space: space::SpaceBook,
     /// Weight of extents in the overlay per log slot: what each segment is still needed for.
@@ -305,9 +305,9 @@ impl Volume {
         *self.on_gone.write() = Some(listener);
     }
 
-    /// Registers which further paths are logs'; counts for files met from now on.
-    pub fn set_log_paths(&self, paths: LogPaths) {
-        *self.log_paths.write() = Some(paths);
+    /// Registers who hears of paths, and knows further logs' paths; counts for files met from now on.
+    pub fn on_path(&self, listener: PathListener) {
+        *self.path_listener.write() = Some(listener);
     }
 
     /// Registers who hears of accesses.
@@ -384,8 +384,8 @@ impl Volume {
 
     /// Tells how a file is called (relative to the mount), so that log files are known by name. Called at create, lookup and rename.
     pub fn note_path(&self, file: &File, path: &str) {
-        let further = || self.log_paths.read().as_ref().is_some_and(|is_log| is_log(path));
-        file.set_named_log(file::is_log_path(path) || further());
+        let further = self.path_listener.read().as_ref().is_some_and(|hears| hears(file.id(), path));
+        file.set_named_log(file::is_log_path(path) || further);
     }
 
     fn degrade(&self, subject: &str, why: String) {

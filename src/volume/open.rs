@@ -157,7 +157,7 @@ impl Volume {
             dirty: Mutex::default(),
             gone: Mutex::default(),
             on_gone: RwLock::new(None),
-            log_paths: RwLock::new(None),
+            path_listener: RwLock::new(None),
             observer: RwLock::new(None),
             live: (0..slots).map(|_| AtomicI64::new(0)).collect(),
             touched: (0..slots).map(|_| Mutex::default()).collect(),

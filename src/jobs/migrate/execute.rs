@@ -5,7 +5,7 @@ use super::{Mover, Tally};
 use crate::device::clock::{Instant, monotonic_now, wall_now};
 use crate::error::Error;
 use crate::heat::SlowMiss;
-use crate::policy::placement::{Decision, Reason, immediate};
+use crate::policy::placement::{Decision, Pin, Reason, immediate};
 use crate::units::{BlockNo, FileId, TierId};
 use crate::volume::File;
 use crossbeam_channel::RecvTimeoutError;
@@ -216,7 +216,12 @@ impl Mover {
         let (to, reason) = immediate(heat, from, &outlook.tiers, &self.settings.placement)?;
         drop(outlook);
         // A pin is the planner's business.
-        self.pins.lock().get(&file).is_none().then_some((to, reason))
+        let may = match self.pin_of(file) {
+            Pin::To(_) => false,
+            Pin::Within(bounds) => bounds.promoted && bounds.allows(to),
+            Pin::None | Pin::LogFile | Pin::Catalog => true,
+        };
+        may.then_some((to, reason))
     }
 }
 

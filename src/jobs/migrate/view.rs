@@ -20,6 +20,8 @@ pub struct Explanation {
     /// Rank among all blocks: 0 is coldest, 1 hottest.
     pub temperature: f32,
     pub pinned_to: Option<String>,
+    /// The rule or profile that decides about the file, in words.
+    pub rule: Option<String>,
     pub log_file: bool,
     /// Name of the tier where heat or pin would have it.
     pub belongs_on: Option<String>,
@@ -109,9 +111,11 @@ impl Mover {
         let pin = self.pin_of(file);
         let wanted = match pin {
             Pin::To(tier) => Some(tier),
-            Pin::LogFile => Some(TierId::FASTEST),
-            Pin::None if cuts.is_empty() => None,
-            Pin::None => u8::try_from(cuts.iter().take_while(|cut| heat < **cut).count()).ok().map(TierId),
+            Pin::LogFile | Pin::Catalog => Some(TierId::FASTEST),
+            Pin::None | Pin::Within(_) if cuts.is_empty() => None,
+            Pin::None | Pin::Within(_) => {
+                u8::try_from(cuts.iter().take_while(|cut| heat < **cut).count()).ok().map(TierId)
+            }
         };
         let history = self.journal.lock().of(file, block);
         let belongs_on = wanted.and_then(|tier| self.name_of(tier));
@@ -119,6 +123,7 @@ impl Mover {
             why: self.reason_for(tier, pin, wanted, heat, &history),
             tier: tier.and_then(|tier| self.name_of(tier)),
             pinned_to: if let Pin::To(tier) = pin { self.name_of(tier) } else { None },
+            rule: self.settings.rules.describe(file),
             log_file: self.recorder.is_log_file(file),
             file,
             block,
@@ -145,9 +150,16 @@ impl Mover {
         let name = |tier| self.name_of(tier).unwrap_or_else(|| format!("tier {tier}"));
         let Some(tier) = tier else { return "a hole, or so far only in the log".to_owned() };
         match (pin, wanted) {
-            (Pin::To(to), _) if to == tier => return format!("pinned to {} by a user", name(to)),
+            (Pin::To(to), _) if to == tier => return format!("pinned to {}", name(to)),
             (Pin::To(to), _) => return format!("pinned to {}, not moved there yet", name(to)),
             (Pin::LogFile, _) if tier == TierId::FASTEST => return "a log file, on the fastest tier".to_owned(),
+            (Pin::Catalog, _) if tier == TierId::FASTEST => return "a catalog, on the fastest tier".to_owned(),
+            (Pin::Within(bounds), _) if !bounds.allows(tier) => {
+                return format!("a rule keeps it off {}, not moved away yet", name(tier));
+            }
+            (Pin::Within(bounds), Some(wanted)) if wanted < tier && !bounds.promoted => {
+                return format!("a rule excludes it from promotion; heat {heat:.3} would have it on {}", name(wanted));
+            }
             _ => {}
         }
         if let Some(last) = history.iter().rfind(|entry| entry.to == tier && entry.outcome == super::Outcome::Moved) {

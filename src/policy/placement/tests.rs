@@ -1,5 +1,8 @@
+mod residency;
+
 use super::{
-    BlockRun, Decision, Pin, PlacementSettings, PlacementState, Plan, Reason, TierOutlook, TierState, immediate, plan,
+    BlockRun, Bounds, Decision, Pin, PlacementSettings, PlacementState, Plan, Reason, TierOutlook, TierState,
+    immediate, plan,
 };
 use crate::units::{BlockNo, FileId, TierId};
 use proptest::prelude::*;
@@ -177,7 +180,8 @@ fn log_files_take_their_share_and_no_more() {
     let mut log = run(0, 50, 1, 0.0);
     log.pin = Pin::LogFile;
     let runs = [log];
-    let made = decide(&runs, &tiers(&[100, 1000], &runs), &settings());
+    let settings = PlacementSettings { log_share: 0.1, ..settings() };
+    let made = decide(&runs, &tiers(&[100, 1000], &runs), &settings);
     assert_eq!(made.decisions.len(), 10);
 }
 
@@ -197,8 +201,8 @@ fn the_fast_lane_takes_room_and_else_only_what_beats_the_cut() {
         cut,
         room_blocks,
         slack_blocks,
-        blocks: 0,
         latency_us,
+        ..TierOutlook::default()
     };
     let last = tier(0.0, 100, 100, 8000.0);
     let full = [tier(10.0, 0, 5, 100.0), tier(1.0, 0, 5, 300.0), last];
@@ -272,7 +276,10 @@ prop_compose! {
         copy in proptest::option::weighted(0.2, 1..tiers),
         heat in prop_oneof![3 => Just(0.0f32), 5 => 0.0f32..100.0, 1 => 0.0f32..1e6, 1 => Just(f32::NAN)],
         moved in proptest::option::weighted(0.2, 5u32..12),
-        pin in prop_oneof![8 => Just(Pin::None), 1 => (0..tiers).prop_map(|tier| Pin::To(TierId(tier))), 1 => Just(Pin::LogFile)],
+        pin in prop_oneof![8 => Just(Pin::None), 1 => (0..tiers).prop_map(|tier| Pin::To(TierId(tier))), 1 => Just(Pin::LogFile),
+            1 => Just(Pin::Catalog), 1 => (0u16..1 << tiers, any::<bool>(), any::<bool>()).prop_map(|(never, promoted, demoted)| {
+                Pin::Within(Bounds { never, promoted, demoted })
+            })],
     ) -> BlockRun {
         let copy = copy.filter(|copy| *copy > tier).map(TierId);
         BlockRun { file: FileId(1), first: BlockNo(0), count: 1, tier: TierId(tier), copy, heat, moved, pin }
@@ -313,8 +320,12 @@ proptest! {
             incoming[one.to.index()] += u64::from(!one.flip);
             match before.pin {
                 Pin::To(tier) => prop_assert_eq!(one.to, tier),
-                Pin::LogFile => prop_assert_eq!(one.to, TierId::FASTEST),
-                Pin::None => {
+                Pin::LogFile | Pin::Catalog if one.to == TierId::FASTEST => {}
+                Pin::Within(bounds) if one.reason == Reason::Forbidden => {
+                    prop_assert!(!bounds.allows(one.from) && bounds.allows(one.to));
+                }
+                Pin::Within(bounds) if !bounds.allows(one.to) => prop_assert!(false, "not allowed there: {:?}", one),
+                Pin::None | Pin::LogFile | Pin::Catalog | Pin::Within(_) => {
                     let rested = before.moved.is_none_or(|moved| moved <= 8);
                     let relief = matches!(one.reason, Reason::Watermark { .. });
                     prop_assert!(rested || relief, "moved while it should rest: {:?}", one);

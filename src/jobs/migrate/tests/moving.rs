@@ -222,7 +222,7 @@ fn threads_move_under_load_and_heat_survives_a_restart() {
     let house = House::open_with(world, quick);
     let file = house.file(600);
     house.volume.start_threads().unwrap();
-    house.mover.start().unwrap();
+    house.mover.start(|| {}).unwrap();
     let hot: Vec<u64> = (0..30).map(|i| 310 + (i * 7) % 280).collect();
     let mut bytes = vec![0; BLOCK as usize];
     let mut rewritten = 0;
