@@ -1,5 +1,6 @@
 //! The command line's grammar. The texts here are the help and the man pages.
 
+use super::decisions::{BudgetChange, budget_change};
 use crate::daemon::quantity::parse_bytes;
 use crate::jobs::dump::TARGETS;
 use clap::{Args, Parser, Subcommand};
@@ -72,11 +73,31 @@ pub(super) enum Command {
         #[arg(long, value_name = "N")]
         files: Option<usize>,
     },
-    /// Where a block is, why, and what was decided about it.
+    /// Where a block is and why: heat, rule, room, what it displaced, when it is looked at again.
     Explain {
         /// A file on the mount, optionally with a byte offset: PATH:OFFSET (sizes like 8MiB are allowed).
         #[arg(value_name = "PATH[:OFFSET]")]
         place: String,
+    },
+    /// What was moved lately and why, newest first.
+    Why {
+        /// A file or directory on the mount; without it the whole volume.
+        path: Option<PathBuf>,
+        /// Show at most so many decisions.
+        #[arg(long, value_name = "N")]
+        count: Option<usize>,
+    },
+    /// What the next plan would move and why; nothing is moved.
+    Plan {
+        /// Show at most so many moves, those that save most first.
+        #[arg(long, value_name = "N")]
+        count: Option<usize>,
+    },
+    /// What other budgets would give, by the heat recorded so far.
+    Whatif {
+        /// A tier's budget to imagine, absolute or changed by +SIZE or -SIZE; repeat for each.
+        #[arg(long = "tier", required = true, value_name = "NAME=[+-]SIZE", value_parser = budget_change)]
+        tiers: Vec<BudgetChange>,
     },
     /// Keep a file or a directory's files on a tier.
     Pin {

@@ -5,6 +5,7 @@
 mod adopt;
 mod args;
 mod check;
+mod decisions;
 mod dump;
 mod heat;
 mod online;
@@ -98,6 +99,9 @@ fn run(cli: Cli) -> Result<()> {
         Command::Top { once, interval } => top::run(&volume.client()?, once, interval, as_json),
         Command::Heat { path, files } => heat::run(&volume.client()?, path.as_deref(), files, as_json),
         Command::Explain { place } => online::explain(&volume, &place, as_json),
+        Command::Why { path, count } => decisions::why(&volume, path.as_deref(), count, as_json),
+        Command::Plan { count } => decisions::plan(&volume, count, as_json),
+        Command::Whatif { tiers } => decisions::what_if(&volume, &tiers, as_json),
         Command::Pin { path, tier } => online::pin(&volume, &path, tier, as_json),
         Command::Unpin { path } => online::unpin(&volume, &path, as_json),
         Command::Settle => online::settle(&volume, as_json),

@@ -148,15 +148,41 @@ fn explanation(reply: &ExplainReply) -> String {
     line("is on", found.tier.clone().unwrap_or_else(|| "no tier: a hole, or only in the log so far".to_owned()));
     line(
         "heat",
-        format!("{:.3} accesses per epoch; hotter than {:.1} % of all blocks", found.heat, found.temperature * 100.0),
+        format!(
+            "{:.3} accesses expected in {} s; hotter than {:.1} % of all blocks",
+            found.heat,
+            reply.epoch_s,
+            found.temperature * 100.0
+        ),
+    );
+    let evidence = &found.evidence;
+    line(
+        "",
+        format!(
+            "{:.3} from its own past, {:.3} as any block of this file; {} reads and {} writes since the latest plan",
+            evidence.own, evidence.from_file, evidence.reads, evidence.writes
+        ),
     );
     if let Some(tier) = &found.pinned_to {
         line("pinned to", tier.clone());
     }
+    line("rule", found.rule.clone().unwrap_or_else(|| "none: heat decides".to_owned()));
     if let Some(tier) = &found.belongs_on {
         line("belongs on", tier.clone());
     }
+    if let Some(tier) = &found.copy_on {
+        line("copy on", format!("{tier}: going there costs nothing"));
+    }
     line("why", found.why.clone());
+    for (name, tier) in reply.tiers.iter().zip(&found.tiers) {
+        let room = format!("room for {} blocks, {} more in exchange", tier.room_blocks, tier.slack_blocks);
+        line("budget", format!("{name}: from {:.3} accesses on a block belongs there; {room}", tier.cut));
+    }
+    if let Some(other) = &found.exchanged_with {
+        let path = reply.exchanged_path.clone().unwrap_or_else(|| format!("(gone) {}", other.file));
+        line("in exchange", format!("{path} block {}, {:.3} accesses per epoch", other.block, other.heat));
+    }
+    line("next review", format!("in {} s", found.next_review_s));
     for entry in &found.history {
         line("decided", decision(entry, &reply.tiers));
     }
@@ -165,15 +191,19 @@ fn explanation(reply: &ExplainReply) -> String {
 
 fn decision(entry: &JournalEntry, tiers: &[String]) -> String {
     let name = |tier: crate::units::TierId| tiers.get(tier.index()).map_or("?", String::as_str);
-    let outcome = match entry.outcome {
-        Outcome::Moved => "moved",
-        Outcome::Refused => "given up: it was written meanwhile, or there was no room",
-        Outcome::Failed => "failed",
-    };
+    let outcome = outcome(entry.outcome);
     format!("{}: {} to {}: {}; {outcome}", ago(entry.at), name(entry.from), name(entry.to), entry.reason)
 }
 
-fn ago(at: WallNs) -> String {
+pub(super) fn outcome(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Moved => "moved",
+        Outcome::Refused => "given up: it was written meanwhile, or there was no room",
+        Outcome::Failed => "failed",
+    }
+}
+
+pub(super) fn ago(at: WallNs) -> String {
     let passed = crate::device::clock::wall_now().0.saturating_sub(at.0);
     format!("{} ago", show_span(Duration::from_nanos(u64::try_from(passed).unwrap_or(0))))
 }

@@ -84,6 +84,16 @@ pub(super) fn status(status: &StatusReply) -> String {
             rounded_bytes(log.live_bytes)
         ),
     );
+    if let Some(fastest) = volume.tiers.first() {
+        let only = rounded_bytes(status.only_on_fastest_bytes);
+        line(
+            "at risk",
+            format!("{only} of content exist on {} alone: blocks without a copy, records of the log", fastest.name),
+        );
+    }
+    for warning in &status.warnings {
+        line("warning", warning.clone());
+    }
     line(
         "memory",
         format!(

@@ -109,6 +109,12 @@ fn mover(registry: &mut Registry, status: &StatusReply) {
     ] {
         count(registry, name, help, value);
     }
+    level(
+        registry,
+        "only_on_fastest_tier_bytes",
+        "Blocks and log records that would be lost with the fastest tier",
+        status.only_on_fastest_bytes,
+    );
     level(registry, "pinned_files", "Files pinned to a tier", mover.pinned_files);
     level(registry, "heat_memory_bytes", "Memory of the counters of heat", mover.recorder.memory_bytes);
 }
@@ -183,6 +189,8 @@ mod tests {
             stopping: None,
             nodes: 0,
             untrusted_files: 0,
+            only_on_fastest_bytes: 8192,
+            warnings: vec![],
             volume,
             mover: MoverStatus::default(),
         };
@@ -194,6 +202,7 @@ mod tests {
             "heatfs_base_reads_total{tier=\"hdd\"} 4",
             "heatfs_log_used_bytes 77.0",
             "heatfs_healthy 0.0",
+            "heatfs_only_on_fastest_tier_bytes 8192.0",
             "heatfs_build{version=\"9.9\"} 1.0",
             "# EOF",
         ] {

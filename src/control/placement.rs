@@ -2,6 +2,7 @@
 
 use super::protocol::{DoneReply, ExplainQuery, ExplainReply, HeatFile, HeatQuery, HeatReply, PinRequest};
 use crate::daemon::Served;
+use crate::daemon::quantity::rounded_bytes;
 use crate::error::{Error, Result};
 use crate::units::{BlockNo, FileId};
 use std::collections::{HashMap, HashSet};
@@ -15,7 +16,7 @@ const STRETCHES: u64 = 64;
 const STRETCHES_MAX: u64 = 4096;
 
 /// The path relative to the mount, without `.`; empty for the root. Errors: `Invalid` for a path outside.
-fn relative(served: &Served, path: &str) -> Result<String> {
+pub(super) fn relative(served: &Served, path: &str) -> Result<String> {
     let given = Path::new(path);
     let inside = match given.is_absolute() {
         false => given,
@@ -38,7 +39,7 @@ fn relative(served: &Served, path: &str) -> Result<String> {
 }
 
 /// The file at a path, or all files below it. A file with several names comes once.
-fn files_at(served: &Served, path: &str) -> Result<HashMap<FileId, String>> {
+pub(super) fn files_at(served: &Served, path: &str) -> Result<HashMap<FileId, String>> {
     match served.namespace.file_at(path) {
         Ok((id, _)) if !path.is_empty() => return Ok(HashMap::from([(id, path.to_owned())])),
         Ok(_) | Err(Error::Invalid(_)) => {}
@@ -99,8 +100,16 @@ pub(super) fn explain(served: &Served, query: &ExplainQuery) -> Result<ExplainRe
         return Err(Error::Invalid(format!("offset {}: {path} has {size_bytes} bytes", query.offset)));
     }
     let block_bytes = served.volume.block_bytes();
+    let explanation = served.mover.explain(id, BlockNo(query.offset / block_bytes))?;
+    let exchanged_path = match explanation.exchanged_with {
+        Some(other) if other.file == id => Some(path.clone()),
+        Some(other) => files_at(served, "")?.remove(&other.file),
+        None => None,
+    };
     Ok(ExplainReply {
-        explanation: served.mover.explain(id, BlockNo(query.offset / block_bytes))?,
+        explanation,
+        exchanged_path,
+        epoch_s: served.settings.placement.epoch.as_secs(),
         tiers: served.settings.tiers.iter().map(|tier| tier.name.clone()).collect(),
         offset: query.offset,
         path,
@@ -117,8 +126,18 @@ pub(super) fn pin(served: &Served, request: &PinRequest) -> Result<DoneReply> {
     }
     let path = relative(served, &request.path)?;
     let files = files_at(served, &path)?;
-    for id in files.keys() {
-        served.mover.pin(*id, tier)?;
+    let sizes = files.keys().map(|id| Ok(served.volume.attr(&*served.volume.file(*id)?).size_bytes));
+    let size_bytes: u64 = sizes.sum::<Result<u64>>()?;
+    let room = served.volume.status().tiers.into_iter().find(|known| known.name == tier);
+    if let Some(room) = room.filter(|room| size_bytes > room.budget_bytes) {
+        let (asked, most) = (rounded_bytes(size_bytes), rounded_bytes(room.budget_bytes));
+        return Err(Error::Invalid(format!("{path}: {asked} cannot be pinned to {tier}, which may hold {most}")));
+    }
+    for (id, path) in &files {
+        served.mover.pin(*id, tier).map_err(|error| match error {
+            Error::Invalid(why) => Error::Invalid(format!("{path}: {why}")),
+            other => other,
+        })?;
     }
     Ok(DoneReply { message: format!("{} pinned to {tier}", counted(files.len())) })
 }

@@ -2,7 +2,10 @@
 //!
 //! Answers with a status other than 200 carry an [`ErrorReply`]. Sizes are bytes; fields say their unit otherwise.
 
-use crate::jobs::migrate::{Explanation, HeatRange, MoverStatus};
+use crate::daemon::quantity::rounded_bytes;
+use crate::jobs::migrate::{Explanation, HeatRange, JournalEntry, MoverStatus, WhatIf};
+use crate::policy::placement::{Reason, TierOutlook};
+use crate::units::TierId;
 use crate::volume::{Counters, LogStatus, TierStatus, VolumeStatus};
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +14,9 @@ pub const TIERS: &str = "/v1/tiers";
 pub const TOP: &str = "/v1/top";
 pub const HEAT: &str = "/v1/heat";
 pub const EXPLAIN: &str = "/v1/explain";
+pub const WHY: &str = "/v1/why";
+pub const PLAN: &str = "/v1/plan";
+pub const WHAT_IF: &str = "/v1/whatif";
 pub const PIN: &str = "/v1/pin";
 pub const UNPIN: &str = "/v1/unpin";
 pub const CHECK: &str = "/v1/check";
@@ -62,11 +68,41 @@ pub struct StatusReply {
     pub nodes: u64,
     /// Files whose identity or content cannot be trusted, met since the mount.
     pub untrusted_files: u64,
+    /// What would be lost if the fastest tier died now: blocks that lie nowhere else, by the latest plan, and the log's live records.
+    pub only_on_fastest_bytes: u64,
+    /// What is odd about placement, but keeps nothing from working.
+    pub warnings: Vec<String>,
     pub volume: VolumeStatus,
     pub mover: MoverStatus,
 }
 
 impl StatusReply {
+    /// Bytes that exist on the fastest tier only.
+    pub fn only_on_fastest(volume: &VolumeStatus, mover: &MoverStatus, block_bytes: u64) -> u64 {
+        let blocks = match (mover.tiers.first(), volume.tiers.first()) {
+            (Some(fastest), _) => fastest.sole_blocks,
+            // Nothing has been planned yet: copies are not told apart, so all count.
+            (None, fastest) => fastest.map_or(0, |fastest| fastest.blocks),
+        };
+        blocks * block_bytes + volume.log.live_bytes
+    }
+
+    /// Pins that a tier cannot hold.
+    pub fn warn(volume: &VolumeStatus, mover: &MoverStatus, block_bytes: u64) -> Vec<String> {
+        let too_many = |(tier, known): (&TierStatus, &TierOutlook)| {
+            let pinned = known.pinned_blocks * block_bytes;
+            (pinned > tier.budget_bytes).then(|| {
+                format!(
+                    "{} are pinned to {}, which may hold {}: the rest stays where it is",
+                    rounded_bytes(pinned),
+                    tier.name,
+                    rounded_bytes(tier.budget_bytes)
+                )
+            })
+        };
+        volume.tiers.iter().zip(&mover.tiers).filter_map(too_many).collect()
+    }
+
     /// Health and its reasons, from what the engine and the namespace say.
     pub fn judge(volume: &VolumeStatus, untrusted_files: u64) -> (Health, Vec<String>) {
         let mut reasons = volume.degraded.clone();
@@ -153,7 +189,93 @@ pub struct ExplainReply {
     pub block_bytes: u64,
     /// Names of the tiers, fastest first: what the ids in the history stand for.
     pub tiers: Vec<String>,
+    /// Path of the file that the block changed places with, if it did.
+    pub exchanged_path: Option<String>,
+    pub epoch_s: u64,
     pub explanation: Explanation,
+}
+
+/// `/v1/why?path=P`: decisions about a file, the files of a directory, or all, newest first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WhyQuery {
+    #[serde(default)]
+    pub path: String,
+    /// At most so many entries.
+    pub count: Option<usize>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WhyReply {
+    /// Names of the tiers, fastest first.
+    pub tiers: Vec<String>,
+    pub block_bytes: u64,
+    pub entries: Vec<WhyEntry>,
+}
+
+/// A decision about neighbouring blocks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WhyEntry {
+    /// Relative to the mount.
+    pub path: String,
+    /// From the entry's block on.
+    pub blocks: u64,
+    pub entry: JournalEntry,
+}
+
+/// `/v1/plan`: what the next plan would do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanQuery {
+    /// At most so many moves, those that save most first.
+    pub count: Option<usize>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlanReply {
+    /// Names of the tiers, fastest first.
+    pub tiers: Vec<String>,
+    pub epoch_s: u64,
+    pub due_in_s: u64,
+    pub blocks: usize,
+    pub copied_bytes: u64,
+    /// Latency of an epoch's expected accesses as things are, and what of it the plan saves, in microseconds.
+    pub cost_us: f64,
+    pub saved_us: f64,
+    pub moves: Vec<PlannedMove>,
+    /// Moves that were left out.
+    pub more_moves: usize,
+}
+
+/// Blocks of one file that would go the same way for the same kind of reason.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlannedMove {
+    /// Relative to the mount.
+    pub path: String,
+    pub from: TierId,
+    pub to: TierId,
+    pub blocks: u64,
+    pub copied_bytes: u64,
+    /// Latency saved per epoch, in microseconds; negative for a demotion.
+    pub saved_us: f64,
+    /// Of the first of them.
+    pub reason: Reason,
+}
+
+/// `/v1/whatif?changes=nvme=+1073741824,sata=0`: budgets in bytes, absolute or with a sign.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WhatIfQuery {
+    #[serde(default)]
+    pub changes: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WhatIfReply {
+    /// Names of the tiers, fastest first.
+    pub tiers: Vec<String>,
+    pub epoch_s: u64,
+    pub found: WhatIf,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -260,6 +382,8 @@ mod tests {
             stopping: None,
             nodes: 3,
             untrusted_files: 0,
+            only_on_fastest_bytes: 0,
+            warnings: vec![],
             volume: VolumeStatus::default(),
             mover: MoverStatus::default(),
         };

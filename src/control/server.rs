@@ -4,11 +4,12 @@
 //! changes something is logged with its sender.
 
 use super::errands::Errands;
+use super::insight;
 use super::metrics;
 use super::placement;
 use super::protocol::{
     self, CheckRequest, DoneReply, ErrorReply, ExplainQuery, ExplainReply, HeatQuery, HeatReply, JobReply, PinRequest,
-    StatusReply, StopRequest, TiersReply, TopReply,
+    PlanQuery, PlanReply, StatusReply, StopRequest, TiersReply, TopReply, WhatIfQuery, WhatIfReply, WhyQuery, WhyReply,
 };
 use super::socket::Socket;
 use crate::daemon::{Control, Served};
@@ -112,6 +113,9 @@ fn router(context: Context) -> Router {
         .route(protocol::TOP, get(top))
         .route(protocol::HEAT, get(heat))
         .route(protocol::EXPLAIN, get(explain))
+        .route(protocol::WHY, get(why))
+        .route(protocol::PLAN, get(plan))
+        .route(protocol::WHAT_IF, get(what_if))
         .route(protocol::PIN, post(pin))
         .route(protocol::UNPIN, post(unpin))
         .route(protocol::CHECK, post(check))
@@ -212,6 +216,7 @@ fn status_of(served: &Served) -> StatusReply {
     let volume = served.volume.status();
     let namespace = served.namespace.stats();
     let (health, reasons) = StatusReply::judge(&volume, namespace.untrusted_files);
+    let (mover, block_bytes) = (served.mover.status(), served.volume.block_bytes());
     StatusReply {
         name: served.settings.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -223,8 +228,10 @@ fn status_of(served: &Served) -> StatusReply {
         stopping: served.stopping(),
         nodes: namespace.nodes,
         untrusted_files: namespace.untrusted_files,
+        only_on_fastest_bytes: StatusReply::only_on_fastest(&volume, &mover, block_bytes),
+        warnings: StatusReply::warn(&volume, &mover, block_bytes),
         volume,
-        mover: served.mover.status(),
+        mover,
     }
 }
 
@@ -260,6 +267,21 @@ async fn heat(State(context): State<Context>, query: Parameters<HeatQuery>) -> A
 async fn explain(State(context): State<Context>, query: Parameters<ExplainQuery>) -> Answer<ExplainReply> {
     let query = parameters(query)?;
     blocking(context, move |context| placement::explain(&context.served, &query)).await.map(Json)
+}
+
+async fn why(State(context): State<Context>, query: Parameters<WhyQuery>) -> Answer<WhyReply> {
+    let query = parameters(query)?;
+    blocking(context, move |context| insight::why(&context.served, &query)).await.map(Json)
+}
+
+async fn plan(State(context): State<Context>, query: Parameters<PlanQuery>) -> Answer<PlanReply> {
+    let query = parameters(query)?;
+    blocking(context, move |context| insight::plan(&context.served, &query)).await.map(Json)
+}
+
+async fn what_if(State(context): State<Context>, query: Parameters<WhatIfQuery>) -> Answer<WhatIfReply> {
+    let query = parameters(query)?;
+    blocking(context, move |context| insight::what_if(&context.served, &query)).await.map(Json)
 }
 
 async fn pin(State(context): State<Context>, bytes: Bytes) -> Answer<DoneReply> {

@@ -33,6 +33,12 @@ impl Chunk {
         }
     }
 
+    /// Reads and writes of the running epoch.
+    pub(super) fn counts(&self, index: usize) -> (u16, u16) {
+        let of = |counts: &[u16]| counts.get(index).copied().unwrap_or(0);
+        (of(&self.reads), of(&self.writes))
+    }
+
     /// Weighted accesses of the running epoch.
     pub(super) fn present(&self, index: usize, write_weight: f32) -> f32 {
         let reads = self.reads.get(index).copied().unwrap_or(0);

@@ -17,4 +17,4 @@ mod tests;
 
 pub use chunk::CHUNK_BLOCKS;
 pub use file::HEAT_FILE;
-pub use recorder::{FileHeat, HeatSettings, Recorder, RecorderStatus, SlowMiss};
+pub use recorder::{Evidence, FileHeat, HeatSettings, Recorder, RecorderStatus, SlowMiss};

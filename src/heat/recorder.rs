@@ -66,6 +66,18 @@ struct FileState {
     touched: u32,
 }
 
+/// What a block's heat comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Accesses per epoch that its own past makes likely.
+    pub own: f32,
+    /// Accesses per epoch that are likely for any block of its file.
+    pub from_file: f32,
+    /// Reads and writes since the latest plan.
+    pub reads: u16,
+    pub writes: u16,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RecorderStatus {
     /// Weight of the past, in epochs: grows towards the half-life / ln 2.
@@ -270,6 +282,18 @@ impl Recorder {
             chunk.past.get(index).copied().unwrap_or(0.0) + chunk.present(index, self.settings.write_weight)
         });
         self.estimate(file).heat(sum)
+    }
+
+    /// What the heat of a block comes from.
+    pub fn evidence(&self, file: FileId, block: BlockNo) -> Evidence {
+        let number = block.0 / CHUNK_BLOCKS_U64;
+        let index = index_of(block.0);
+        let shard = self.chunks.get(self.shard_of(file, number));
+        let counted = shard.and_then(|shard| shard.lock().get(&(file, number)).map(|chunk| chunk.counts(index)));
+        let prior = self.estimate(file).heat(0.0);
+        let own = (self.block_heat(file, block) - prior).max(0.0);
+        let (reads, writes) = counted.unwrap_or_default();
+        Evidence { own, from_file: prior, reads, writes }
     }
 
     /// The heat of a file's blocks as of the last roll, for a caller who walks them. `blocks`: how many the file has.

@@ -6,6 +6,7 @@
 //! anybody's read or write. Whatever the engine refuses (a block written meanwhile, no room) is simply decided anew later.
 
 mod execute;
+mod insight;
 mod journal;
 mod pace;
 pub(super) mod pins;
@@ -14,6 +15,7 @@ mod rules;
 mod tests;
 mod view;
 
+pub use insight::{Counterpart, Preview, WhatIf};
 pub use journal::{JournalEntry, Outcome};
 pub use pins::PINS_FILE;
 pub use rules::FileRules;
@@ -94,6 +96,9 @@ struct Outlook {
     decisions: u64,
     bytes: u64,
     plan_us: u64,
+    /// When the next plan is made, and the time from one to the next.
+    due: Instant,
+    every: Duration,
     /// Blocks moved in the latest plans, with the plan's number.
     moved: BTreeMap<(FileId, BlockNo), u32>,
 }
@@ -168,6 +173,8 @@ impl Mover {
             decisions: 0,
             bytes: 0,
             plan_us: 0,
+            due: now,
+            every: settings.plan_every_min,
             moved: BTreeMap::new(),
         };
         Ok(Arc::new(Mover {
@@ -252,7 +259,12 @@ impl Mover {
                 self.settings.rules.forget_gone(|| self.volume.files().into_iter().collect());
                 saved_at = monotonic_now();
             }
-            if self.sleep(every.saturating_sub(began.elapsed())) {
+            let rest = every.saturating_sub(began.elapsed());
+            {
+                let mut outlook = self.outlook.lock();
+                (outlook.due, outlook.every) = (monotonic_now() + rest, every);
+            }
+            if self.sleep(rest) {
                 return;
             }
         }
@@ -315,6 +327,7 @@ impl Mover {
     fn make_plan(&self, time: Duration) -> Plan {
         let began = monotonic_now();
         let status = self.volume.status();
+        self.measured.lock().update(&status);
         let tiers = self.tier_states(&status);
         let number = {
             let mut outlook = self.outlook.lock();
@@ -353,8 +366,7 @@ impl Mover {
     }
 
     fn tier_states(&self, status: &VolumeStatus) -> Vec<TierState> {
-        let mut measured = self.measured.lock();
-        measured.update(status);
+        let measured = self.measured.lock();
         let last = status.tiers.len().saturating_sub(1);
         let images_kept = u64::from(self.recorder.settings().block_bytes) <= self.volume.image_block_bytes_max();
         let states = status.tiers.iter().enumerate().map(|(at, tier)| TierState {

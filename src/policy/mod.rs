@@ -5,5 +5,6 @@ pub mod placement;
 pub mod profiles;
 mod ranks;
 pub mod rules;
+pub mod whatif;
 
 pub use ranks::HeatRanks;

@@ -142,13 +142,22 @@ impl fmt::Display for Reason {
             Reason::Catalog => write!(f, "catalogs belong on the fastest tier"),
             Reason::Forbidden => write!(f, "a rule forbids the tier that it was on"),
             Reason::LogFile => write!(f, "log files belong on the fastest tier"),
-            Reason::Room { heat } => write!(f, "room there; heat {heat:.3} accesses per epoch"),
+            Reason::Room { heat } => write!(f, "there was room, and {heat:.3} accesses are expected per epoch"),
             Reason::Hotter { heat, than, cut } => {
-                write!(f, "heat {heat:.3} against {than:.3} of the block it displaces (the tier's cut is {cut:.3})")
+                write!(
+                    f,
+                    "{heat:.3} accesses are expected per epoch, {than:.3} of the block that made room (from {cut:.3} on one belongs there)"
+                )
             }
-            Reason::Displaced { heat, by } => write!(f, "heat {heat:.3} gave way to {by:.3}"),
+            Reason::Displaced { heat, by } => {
+                write!(f, "its {heat:.3} accesses per epoch gave way to {by:.3} of another block")
+            }
             Reason::Watermark { heat, used_share } => {
-                write!(f, "the tier was {:.1} % full; heat {heat:.3} was among the coldest", used_share * 100.0)
+                write!(
+                    f,
+                    "the tier was {:.1} % full, and with {heat:.3} accesses per epoch it was among the coldest",
+                    used_share * 100.0
+                )
             }
         }
     }

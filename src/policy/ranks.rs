@@ -47,6 +47,18 @@ impl HeatRanks {
         share(2 * colder + equal, 2 * self.total)
     }
 
+    /// Heat of the hottest `blocks` together: the middle of each bucket stands for what is in it.
+    pub fn heat_of_hottest(&self, blocks: u64) -> f64 {
+        let (mut left, mut heat) = (blocks, 0f64);
+        for (at, count) in self.counts.iter().enumerate().skip(1).rev() {
+            let taken = left.min(*count);
+            let middle = f64::from(lower_edge(at)) * f64::from(0.5 / PER_DOUBLING).exp2();
+            heat += middle * count_f64(taken);
+            left -= taken;
+        }
+        heat
+    }
+
     /// The heat that a block must reach to be among the hottest `blocks`; 0 when all blocks are. What is as hot as the last of these, within a
     /// bucket's width, reaches it too: of many equals, some belong there, and whoever exchanges blocks asks for a difference anyway.
     pub fn cut(&self, blocks: u64) -> f32 {
@@ -74,6 +86,11 @@ fn bucket(heat: f32) -> usize {
 fn lower_edge(bucket: usize) -> f32 {
     let steps = u16::try_from(bucket.saturating_sub(1)).unwrap_or(u16::MAX);
     LOWEST * (f32::from(steps) / PER_DOUBLING).exp2()
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn count_f64(count: u64) -> f64 {
+    count as f64
 }
 
 /// A ratio for people and ranks: precision beyond 2^-24 does not matter.

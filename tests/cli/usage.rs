@@ -16,6 +16,9 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         (&["top", "--interval", "0"], "interval"),
         (&["completions", "cobol"], "cobol"),
         (&["explain"], "PATH"),
+        (&["whatif"], "--tier"),
+        (&["whatif", "--tier", "nvme=+much"], "NAME=+SIZE"),
+        (&["why", "--count", "few"], "few"),
     ] {
         let output = heatfs().args(args).output().unwrap();
         let line = complaint(&output, 2);
@@ -34,6 +37,10 @@ fn wrong_settings_are_one_line_and_exit_code_2() {
         (format!("{good}[log]\nsize = \"1MiB\""), "log.size = \"1MiB\""),
         (good.replace("/nowhere/n", "/nowhere/m/n"), "overlaps mount"),
         ("name = ".to_owned(), "line 1"),
+        (
+            format!("{good}[[rule]]\npath = \"base/\"\npin = \"n\"\n[[rule]]\npath = \"*.arc\"\npromote = false"),
+            "rule[0] (path \"base/\", pin \"n\") and rule[1] (path \"*.arc\"",
+        ),
     ] {
         fs::write(&file, text).unwrap();
         for command in ["daemon", "status", "release"] {
@@ -69,6 +76,9 @@ fn no_daemon_is_one_line_and_exit_code_1() {
         &["heat"],
         &["explain", "x:1"],
         &["pin", "x"],
+        &["why"],
+        &["plan"],
+        &["whatif", "--tier", "nvme=+1G"],
         &["top", "--once"],
     ] {
         let line = complaint(&heatfs().args(args).arg("--socket").arg(&socket).output().unwrap(), 1);
@@ -82,8 +92,8 @@ fn help_man_and_completions_are_there() {
     assert!(help.status.success());
     let text = String::from_utf8(help.stdout).unwrap();
     for command in [
-        "adopt", "daemon", "stop", "status", "tiers", "top", "heat", "explain", "pin", "unpin", "settle", "release",
-        "check", "dump",
+        "adopt", "daemon", "stop", "status", "tiers", "top", "heat", "explain", "why", "plan", "whatif", "pin",
+        "unpin", "settle", "release", "check", "dump",
     ] {
         assert!(text.contains(&format!("\n  {command} ")), "{command} is not in\n{text}");
     }

@@ -94,7 +94,61 @@ fn asks_about_placement(bench: &Bench) {
     assert_eq!(read(&bench.data().join("base/1/table")), pattern(3_000_001));
     let reasons = bench.json(&["explain", table])["explanation"]["history"].to_string();
     assert!(reasons.contains("pinned"), "{reasons}");
+    asks_about_decisions(bench, table);
     assert!(bench.ok(&["unpin", "base"]).contains("1 file unpinned"));
+}
+
+fn asks_about_decisions(bench: &Bench, table: &str) {
+    let why = bench.json(&["why", table]);
+    assert_eq!(why["entries"][0]["path"], "base/1/table");
+    let blocks: u64 = why["entries"].as_array().unwrap().iter().map(|entry| entry["blocks"].as_u64().unwrap()).sum();
+    assert_eq!((&why["entries"][0]["entry"]["reason"]["kind"], blocks), (&"pinned".into(), 46));
+    let said = bench.ok(&["why"]);
+    assert!(
+        said.contains("base/1/table blocks") && said.contains("to hdd") && said.contains("pinned by a user"),
+        "{said}"
+    );
+    assert!(bench.ok(&["why", "small"]).contains("no decision is remembered"));
+    let line = complaint(&bench.heatfs(&["why", "base/1/none"]).output().unwrap(), 1);
+    assert!(line.contains("no such file"), "{line}");
+
+    let told = bench.ok(&["explain", table]);
+    for part in ["rule        none", "budget      nvme: ", "next review in ", "accesses expected in 300 s"] {
+        assert!(told.contains(part), "{part} is not in\n{told}");
+    }
+    assert!(bench.json(&["plan"])["blocks"].is_u64() && bench.ok(&["plan"]).starts_with("the next plan (due in "));
+    let imagined = bench.json(&["whatif", "--tier", "nvme=+1GiB", "--tier", "hdd=64MiB"])["found"].clone();
+    let (now, then) = (&imagined["budget_bytes"], &imagined["changed_bytes"]);
+    assert_eq!(now[0].as_u64().unwrap() + (1 << 30), then[0].as_u64().unwrap());
+    assert_eq!((now[1].as_u64(), then[2].as_u64()), (then[1].as_u64(), Some(64 << 20)));
+    bench.ok(&["whatif", "--tier", "sata=-1GiB"]);
+    let line = complaint(&bench.heatfs(&["whatif", "--tier", "tape=1G"]).output().unwrap(), 1);
+    assert!(line.contains("`tape`") && line.contains("nvme, sata, hdd"), "{line}");
+    assert!(bench.ok(&["status"]).contains("at risk"));
+    assert!(bench.json(&["status"])["only_on_fastest_bytes"].is_u64());
+}
+
+#[test]
+fn rules_of_the_settings_hold() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    let settings = fs::read_to_string(bench.config()).unwrap();
+    let rules =
+        "\n[[rule]]\npath = \"base/\"\npin = \"sata\"\n[[rule]]\npath = \"small\"\nnever = [\"nvme\", \"sata\"]\n";
+    fs::write(bench.config(), settings + rules).unwrap();
+    bench.start();
+    let tier_of = |path: &str| bench.json(&["explain", path])["explanation"]["tier"].clone();
+    assert!(wait_until(60, || tier_of("base/1/table:1MiB") == "sata"), "{}", bench.ok(&["why"]));
+    assert!(wait_until(60, || tier_of("small") == "hdd"), "{}", bench.ok(&["why"]));
+    let told = bench.ok(&["explain", "base/1/table"]);
+    assert!(told.contains("rule[0] (path \"base/\", pin \"sata\")"), "{told}");
+    let line = complaint(&bench.heatfs(&["pin", "small"]).output().unwrap(), 1);
+    assert!(line.contains("small") && line.contains("rule[1]"), "{line}");
+    fs::write(bench.data().join("pg_filenode.map"), b"x").unwrap();
+    fs::create_dir(bench.data().join("global")).unwrap();
+    fs::rename(bench.data().join("pg_filenode.map"), bench.data().join("global/pg_filenode.map")).unwrap();
+    let told = bench.ok(&["explain", "global/pg_filenode.map"]);
+    assert!(told.contains("postgresql profile: a catalog or map"), "{told}");
 }
 
 #[test]

@@ -150,8 +150,9 @@ impl Mover {
                 Outcome::Failed => *failed += 1,
             }
         }
-        let Decision { file, block, from, to, reason, .. } = *decision;
-        self.journal.lock().push(JournalEntry { at: wall_now(), file, block, from, to, reason, outcome });
+        let Decision { file, block, from, to, reason, flip, .. } = *decision;
+        let plan = self.outlook.lock().number;
+        self.journal.lock().push(JournalEntry { at: wall_now(), file, block, from, to, reason, outcome, plan, flip });
     }
 
     /// Promotes blocks that were just missed on the slowest tier, as far as the latest plan left room for them.

@@ -25,6 +25,10 @@ pub struct JournalEntry {
     pub to: TierId,
     pub reason: Reason,
     pub outcome: Outcome,
+    /// Number of the plan that decided it, or that was the latest when a miss did.
+    pub plan: u32,
+    /// Nothing was copied: the target had a valid copy.
+    pub flip: bool,
 }
 
 /// The latest entries, oldest first.
@@ -49,6 +53,17 @@ impl Journal {
     /// What was decided about a block, oldest first.
     pub(super) fn of(&self, file: FileId, block: BlockNo) -> Vec<JournalEntry> {
         self.entries.iter().filter(|entry| entry.file == file && entry.block == block).cloned().collect()
+    }
+
+    /// Decisions about the files that `wanted` accepts, newest first.
+    pub(super) fn newest(&self, wanted: impl Fn(FileId) -> bool, count: usize) -> Vec<JournalEntry> {
+        self.entries.iter().rev().filter(|entry| wanted(entry.file)).take(count).cloned().collect()
+    }
+
+    /// A decision of one plan.
+    pub(super) fn find_in_plan(&self, plan: u32, wanted: impl Fn(&JournalEntry) -> bool) -> Option<JournalEntry> {
+        let of_plan = self.entries.iter().rev().skip_while(|entry| entry.plan > plan);
+        of_plan.take_while(|entry| entry.plan == plan).find(|entry| wanted(entry)).cloned()
     }
 
     pub(super) fn latest(&self, count: usize) -> Vec<JournalEntry> {

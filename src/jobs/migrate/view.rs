@@ -1,9 +1,10 @@
 //! What the mover tells people: where a block is and why, how hot a file is, how the mover is doing.
 
+use super::insight::Counterpart;
 use super::journal::JournalEntry;
 use super::{Mover, Tally};
 use crate::error::Result;
-use crate::heat::RecorderStatus;
+use crate::heat::{Evidence, RecorderStatus};
 use crate::policy::placement::{Pin, TierOutlook};
 use crate::units::{BlockNo, FileId, TierId};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ pub struct Explanation {
     pub tier: Option<String>,
     /// Predicted accesses per epoch.
     pub heat: f32,
+    /// What the heat comes from.
+    pub evidence: Evidence,
     /// Rank among all blocks: 0 is coldest, 1 hottest.
     pub temperature: f32,
     pub pinned_to: Option<String>,
@@ -27,6 +30,14 @@ pub struct Explanation {
     pub belongs_on: Option<String>,
     /// Heat from which blocks belong on each tier or a faster one, by the latest plan.
     pub cuts: Vec<f32>,
+    /// Room per tier, by the latest plan.
+    pub tiers: Vec<TierOutlook>,
+    /// A valid copy lies on this tier too: going there costs nothing.
+    pub copy_on: Option<String>,
+    /// The block that made room for it, or the one that it gave way to.
+    pub exchanged_with: Option<Counterpart>,
+    /// Seconds until a plan looks at it again and may move it.
+    pub next_review_s: u64,
     /// One sentence for people.
     pub why: String,
     /// What was decided about it lately, oldest first.
@@ -102,12 +113,14 @@ impl Mover {
         let known = self.volume.file(file)?;
         let runs = self.volume.block_map(&known);
         let covers = |first: BlockNo, count: u64| block >= first && block.0 - first.0 < count;
-        let tier = runs.iter().find(|(first, count, _, _)| covers(*first, *count)).and_then(|run| run.2);
+        let run = runs.iter().find(|(first, count, _, _)| covers(*first, *count));
+        let (tier, copy) = run.map_or((None, None), |run| (run.2, run.3));
         let heat = self.recorder.block_heat(file, block);
-        let (temperature, cuts) = {
+        let (temperature, tiers, moved) = {
             let outlook = self.outlook.lock();
-            (outlook.ranks.temperature(heat), outlook.tiers.iter().map(|tier| tier.cut).collect::<Vec<f32>>())
+            (outlook.ranks.temperature(heat), outlook.tiers.clone(), outlook.moved.get(&(file, block)).copied())
         };
+        let cuts: Vec<f32> = tiers.iter().map(|tier| tier.cut).collect();
         let pin = self.pin_of(file);
         let wanted = match pin {
             Pin::To(tier) => Some(tier),
@@ -125,12 +138,17 @@ impl Mover {
             pinned_to: if let Pin::To(tier) = pin { self.name_of(tier) } else { None },
             rule: self.settings.rules.describe(file),
             log_file: self.recorder.is_log_file(file),
+            evidence: self.recorder.evidence(file, block),
+            copy_on: copy.and_then(|tier| self.name_of(tier)),
+            exchanged_with: self.counterpart(&history, tier),
+            next_review_s: self.next_review_s(moved),
             file,
             block,
             heat,
             temperature,
             belongs_on,
             cuts,
+            tiers,
             history,
         })
     }
