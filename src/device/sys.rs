@@ -31,8 +31,12 @@ pub fn set_io_flusher() -> std::io::Result<()> {
 /// large buffers that come and go leave holes in its heaps that nobody gets back. False where the allocator is another one.
 pub fn return_large_allocations(bytes: i32) -> bool {
     #[cfg(target_env = "gnu")]
-    // SAFETY: takes two integers; may be called at any time.
-    return unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, bytes) } == 1;
+    // What is smaller stays in the heaps, rather than being trimmed and faulted in again at every turn.
+    // SAFETY: both take two integers; may be called at any time.
+    return unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, bytes) == 1
+            && libc::mallopt(libc::M_TRIM_THRESHOLD, bytes.saturating_mul(4)) == 1
+    };
     #[cfg(not(target_env = "gnu"))]
     return bytes < 0;
 }
