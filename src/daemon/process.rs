@@ -10,8 +10,14 @@ use tracing::{debug, warn};
 /// Descriptors wanted: base files of all tiers, home's nodes, connections.
 const FILES_WANTED: u64 = 1 << 20;
 
-/// Raises the limit of open files, protects against the OOM killer, marks this process as one that flushes I/O.
+/// Allocations of this size, in bytes, go back to the kernel when freed: pieces of log buffers are twice as large.
+const LARGE_ALLOCATION_BYTES: i32 = 1 << 20;
+
+/// Bounds the heap's waste, raises the limit of open files, protects against the OOM killer, marks this process as one that flushes I/O.
 pub(super) fn prepare() {
+    if !crate::device::sys::return_large_allocations(LARGE_ALLOCATION_BYTES) {
+        debug!("the allocator keeps its own mind about large buffers");
+    }
     raise_file_limit();
     if let Err(error) = write_oom_score() {
         warn!("oom_score_adj stays as it is ({error}): under memory pressure the kernel may kill this daemon");

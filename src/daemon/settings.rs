@@ -293,7 +293,7 @@ fn read_log(log: &mut Section, origin: &str) -> Result<LogSettings> {
     let settings = LogSettings {
         size_bytes: log.bytes("size", GIB, 16 * MIB..=TIB)?,
         segment_bytes: log.bytes("segment_size", 64 * MIB, MIB..=GIB)?,
-        payload_cache_bytes: log.bytes("payload_cache", 64 * MIB, 0..=64 * GIB)?,
+        payload_cache_bytes: log.bytes("payload_cache", 16 * MIB, 0..=64 * GIB)?,
     };
     if !settings.segment_bytes.is_multiple_of(MIB) {
         return Err(Error::Invalid(format!(

@@ -27,6 +27,20 @@ pub fn set_io_flusher() -> std::io::Result<()> {
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
+/// Makes the C library take allocations of `bytes` or more from the kernel and give them back when freed, whatever it has learned: else
+/// large buffers that come and go leave holes in its heaps that nobody gets back. False where the allocator is another one.
+pub fn return_large_allocations(bytes: i32) -> bool {
+    #[cfg(target_env = "gnu")]
+    // What is smaller stays in the heaps, rather than being trimmed and faulted in again at every turn.
+    // SAFETY: both take two integers; may be called at any time.
+    return unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, bytes) == 1
+            && libc::mallopt(libc::M_TRIM_THRESHOLD, bytes.saturating_mul(4)) == 1
+    };
+    #[cfg(not(target_env = "gnu"))]
+    return bytes < 0;
+}
+
 /// Starts write-back of a range of the file's dirty pages and does not wait for it. A length of 0 means to the end.
 pub(super) fn start_range_writeback(fd: BorrowedFd<'_>, offset: i64, len: i64) -> io::Result<()> {
     // SAFETY: no pointers; the descriptor is open for as long as it is borrowed.

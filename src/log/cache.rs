@@ -1,22 +1,74 @@
 //! Recent groups in memory: the log's own buffers, kept after they are written until the budget asks for their room.
 
-use crate::device::AlignedBuf;
 use crate::units::PAGE;
+use bytes::{Buf, BytesMut};
 use parking_lot::RwLock;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Memory is taken in pieces of this size, in bytes, and handed to one group after the other: groups differ in size, and one allocation for each
+/// would leave holes as large as the cache itself.
+const PIECE_BYTES: usize = 2 << 20;
+
+/// Zeroed memory on page boundaries, of which a group has used the front.
+pub(super) struct Pages {
+    bytes: BytesMut,
+    used: usize,
+}
+
+impl Pages {
+    fn with_room(len: usize) -> Pages {
+        let len = len.max(PIECE_BYTES);
+        let mut bytes = BytesMut::zeroed(len + PAGE);
+        let to_boundary = bytes.as_ptr().align_offset(PAGE).min(PAGE);
+        bytes.advance(to_boundary);
+        bytes.truncate(len);
+        Pages { bytes, used: 0 }
+    }
+
+    /// Makes at least `len` bytes, whole pages, usable.
+    pub fn grow(&mut self, len: usize) {
+        if len > self.bytes.len() {
+            let mut larger = Pages::with_room(len);
+            larger.bytes[..self.used].copy_from_slice(&self.bytes[..self.used]);
+            self.bytes = larger.bytes;
+        }
+        self.used = self.used.max(len);
+    }
+
+    /// Gives up what is not used, for the next group.
+    pub fn split_rest(&mut self) -> Pages {
+        Pages { bytes: self.bytes.split_off(self.used), used: 0 }
+    }
+}
+
+impl std::ops::Deref for Pages {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(..self.used).unwrap_or_default()
+    }
+}
+
+impl std::ops::DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(..self.used).unwrap_or_default()
+    }
+}
+
 /// A group's bytes: the header page, then payload pages. Written by appends while open, by the commit once, then only read.
 pub(super) struct Group {
     /// Address of the header page.
     pub start: u64,
-    pub buf: RwLock<AlignedBuf>,
+    pub buf: RwLock<Pages>,
 }
 
 impl Group {
-    pub fn new(start: u64) -> Group {
-        Group { start, buf: RwLock::new(AlignedBuf::zeroed(PAGE)) }
+    /// `rest`: what the group before left.
+    pub fn new(start: u64, rest: Option<Pages>) -> Group {
+        let mut buf = rest.unwrap_or_else(|| Pages::with_room(PAGE));
+        buf.grow(PAGE);
+        Group { start, buf: RwLock::new(buf) }
     }
 }
 
@@ -75,5 +127,41 @@ impl PayloadCache {
 
     pub fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_share_pieces_on_page_boundaries_and_keep_apart() {
+        let mut rest = None;
+        let mut groups = Vec::new();
+        for group in 0u8..200 {
+            let pages = Group::new(0, rest.take());
+            let mut buf = pages.buf.write();
+            let len = (1 + usize::from(group) % 90) * PAGE;
+            buf.grow(len);
+            assert!(buf.iter().all(|byte| *byte == 0), "group {group} begins with zeros");
+            assert_eq!((buf.len(), buf.as_ptr().align_offset(PAGE)), (len, 0));
+            buf.fill(group);
+            rest = Some(buf.split_rest());
+            drop(buf);
+            groups.push(pages);
+        }
+        for (group, pages) in (0u8..).zip(&groups) {
+            assert!(pages.buf.read().iter().all(|byte| *byte == group), "group {group}");
+        }
+    }
+
+    #[test]
+    fn a_group_that_outgrows_its_piece_keeps_its_bytes() {
+        let pages = Group::new(0, None);
+        let mut buf = pages.buf.write();
+        buf.fill(7);
+        buf.grow(PIECE_BYTES + PAGE);
+        assert!(buf[..PAGE].iter().all(|byte| *byte == 7) && buf[PAGE..].iter().all(|byte| *byte == 0));
+        assert_eq!((buf.len(), buf.as_ptr().align_offset(PAGE)), (PIECE_BYTES + PAGE, 0));
     }
 }

@@ -81,7 +81,7 @@ impl Log {
         let slot = self.geometry.slot(segment_seq);
         let len = (1 + closed.payload_pages) * PAGE;
         let mut buf = closed.group.buf.write();
-        buf.resize(len);
+        buf.grow(len);
         let payload_crcs: Vec<u32> = buf.chunks_exact(PAGE).skip(1).map(crc32c::crc32c).collect();
         let header = GroupHeader {
             volume: self.volume,

@@ -130,6 +130,8 @@ struct State {
     /// Bytes that the summary of the head segment will need.
     summary_bytes: u64,
     open: Option<OpenGroup>,
+    /// Memory for the next group: what the latest one left.
+    unused: Option<cache::Pages>,
     closed: VecDeque<ClosedGroup>,
     closed_bytes: usize,
     in_flight: bool,
@@ -211,6 +213,7 @@ impl Log {
                 tail_segment_seq: replayed.tail_segment_seq,
                 summary_bytes: 0,
                 open: None,
+                unused: None,
                 closed: VecDeque::new(),
                 closed_bytes: 0,
                 in_flight: false,
@@ -307,6 +310,7 @@ impl Log {
         state.summary_bytes += group_len as u64;
         state.closed_bytes += len;
         let OpenGroup { group, records, inline_bytes, payload_pages } = open;
+        state.unused = Some(group.buf.write().split_rest());
         state.closed.push_back(ClosedGroup { group, records, inline_bytes, payload_pages });
     }
 
@@ -335,7 +339,8 @@ impl Log {
                 (seq, 0)
             }
         };
-        let group = Arc::new(Group::new(segment_seq * self.geometry.segment_bytes + offset));
+        let start = segment_seq * self.geometry.segment_bytes + offset;
+        let group = Arc::new(Group::new(start, state.unused.take()));
         self.cache.push(group.clone(), self.durable_address());
         state.open = Some(OpenGroup { group, records: Vec::new(), inline_bytes: 0, payload_pages: 0 });
         Ok(())
@@ -428,9 +433,7 @@ impl OpenGroup {
                 (1 + payload_page) * PAGE
             };
             let mut buf = self.group.buf.write();
-            if buf.len() < (1 + self.payload_pages) * PAGE {
-                buf.resize((1 + self.payload_pages) * PAGE);
-            }
+            buf.grow((1 + self.payload_pages) * PAGE);
             crate::ondisk::bytes::put(&mut buf, at, append.payload);
             position = self.group.start + at as u64;
         }

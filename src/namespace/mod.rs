@@ -236,7 +236,7 @@ impl Namespace {
         if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
             return Content::Home;
         }
-        match self.identify(fd, stat.st_ino) {
+        match self.identify(fd, stat) {
             Ok(file) => Content::File(file),
             Err(why) => {
                 self.untrusted_files.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -246,8 +246,15 @@ impl Namespace {
         }
     }
 
-    fn identify(&self, fd: &OwnedFd, inode: u64) -> std::result::Result<Arc<File>, String> {
-        let id = read_identity(fd, self.volume_id, inode)?;
+    fn identify(&self, fd: &OwnedFd, stat: &FileStat) -> std::result::Result<Arc<File>, String> {
+        let id = read_identity(fd, self.volume_id, stat.st_ino)?;
+        // The mount never writes to home's files. Which content is meant only the user can say (R13).
+        if stat.st_size != 0 {
+            return Err(format!(
+                "{} bytes were written to it behind the mount; truncate it there to 0 bytes to have the mount's content back",
+                stat.st_size
+            ));
+        }
         self.volume.file(id).map_err(|error| error.to_string())
     }
 }

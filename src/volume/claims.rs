@@ -4,7 +4,6 @@
 //! block since before it was read. A claim therefore takes the image away; the mover, who asks for it, gets it, and so promotes
 //! what a reader has just waited for without a second read of the slow device.
 
-use crate::device::AlignedBuf;
 use crate::units::{BlockNo, FileId, TierId};
 use parking_lot::Mutex;
 use std::collections::hash_map::Entry;
@@ -34,7 +33,7 @@ struct Image {
     ticket: u64,
     tier: TierId,
     /// None while it is being read.
-    bytes: Option<AlignedBuf>,
+    bytes: Option<Vec<u8>>,
 }
 
 /// Blocks of a file that are about to be read: given back with their bytes, or dropped when the read failed.
@@ -71,7 +70,7 @@ impl Claims {
         file: FileId,
         block: BlockNo,
         from: Option<TierId>,
-    ) -> Option<(Claim<'_>, Option<AlignedBuf>)> {
+    ) -> Option<(Claim<'_>, Option<Vec<u8>>)> {
         let key = (file, block);
         let mut table = self.table.lock();
         if !table.held.insert(key) {
@@ -110,11 +109,7 @@ impl Claims {
                     let from = blocks.checked_mul(self.block_bytes)?;
                     bytes.get(from..from.checked_add(self.block_bytes)?)
                 });
-            let copy = part.map(|part| {
-                let mut copy = AlignedBuf::zeroed(self.block_bytes);
-                copy.copy_from_slice(part);
-                copy
-            });
+            let copy = part.map(<[u8]>::to_vec);
             let mut table = self.table.lock();
             let Entry::Occupied(mut image) = table.images.entry((expected.file, block)) else { continue };
             match copy {

@@ -38,6 +38,26 @@ fn r10_a_copy_made_behind_the_mount_is_an_error_never_zeros() {
     assert_eq!(fs::read(mount.path("original")).unwrap(), b"content");
 }
 
+/// R13: what somebody wrote to home's file is neither shown nor covered up: the file is an error until the user has decided.
+#[test]
+fn r13_a_file_written_behind_the_mount_is_an_error_until_that_is_taken_back() {
+    let Some(mut mount) = Mount::start() else { return };
+    fs::write(mount.path("changed"), b"content").unwrap();
+    fs::write(mount.path("other"), b"content").unwrap();
+    mount.unmount();
+    fs::write(mount.behind("tree/changed"), b"written behind").unwrap();
+    mount.restart();
+    for outcome in [fs::read(mount.path("changed")).map(drop), fs::write(mount.path("changed"), b"x")] {
+        assert_eq!(outcome.unwrap_err().raw_os_error(), Some(libc::EIO));
+    }
+    assert!(mount.log().contains("tree/changed: 14 bytes were written to it behind the mount"), "{}", mount.log());
+    assert_eq!(fs::read(mount.path("other")).unwrap(), b"content");
+    mount.unmount();
+    File::options().write(true).truncate(true).open(mount.behind("tree/changed")).unwrap();
+    mount.restart();
+    assert_eq!(fs::read(mount.path("changed")).unwrap(), b"content");
+}
+
 #[test]
 fn r10_what_was_synced_is_there_after_a_kill() {
     let Some(mut mount) = Mount::start() else { return };
