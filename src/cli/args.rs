@@ -65,7 +65,7 @@ pub(super) enum Command {
         #[arg(long, default_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600), value_name = "SECONDS")]
         interval: u64,
     },
-    /// A map of what is hot.
+    /// A map of what is hot; PostgreSQL's files by the names of their relations.
     Heat {
         /// A file or directory on the mount; without it the whole volume.
         path: Option<PathBuf>,
@@ -98,6 +98,12 @@ pub(super) enum Command {
         /// A tier's budget to imagine, absolute or changed by +SIZE or -SIZE; repeat for each.
         #[arg(long = "tier", required = true, value_name = "NAME=[+-]SIZE", value_parser = budget_change)]
         tiers: Vec<BudgetChange>,
+    },
+    /// Write a page for a browser: heat over time, tiers, reads served by each, decisions. It needs no network.
+    Report {
+        /// The file to write.
+        #[arg(long, required = true, value_name = "FILE")]
+        html: PathBuf,
     },
     /// Keep a file or a directory's files on a tier.
     Pin {

@@ -1,6 +1,7 @@
 //! `why`, `plan`, `whatif`: decisions made, decisions to come, and other budgets.
 
 use super::args::Choice;
+use super::names::Names;
 use super::online::{ago, outcome, wire_path};
 use super::{out, show};
 use crate::control::client::query_value;
@@ -44,11 +45,11 @@ pub(super) fn why(volume: &Choice, path: Option<&Path>, count: Option<usize>, as
     let reply: WhyReply = volume.client()?.get(&target)?;
     match as_json {
         true => out::json(&reply),
-        false => out::text(&decisions(&reply)),
+        false => out::text(&decisions(&reply, &mut Names::of_mount(&reply.mount))),
     }
 }
 
-fn decisions(reply: &WhyReply) -> String {
+fn decisions(reply: &WhyReply, names: &mut Names) -> String {
     if reply.entries.is_empty() {
         return "no decision is remembered: nothing was moved since the daemon started\n".to_owned();
     }
@@ -62,8 +63,9 @@ fn decisions(reply: &WhyReply) -> String {
         let size = rounded_bytes(one.blocks * reply.block_bytes);
         let (from, to) = (name(&reply.tiers, entry.from), name(&reply.tiers, entry.to));
         let copied = if entry.flip { ", a copy was there already" } else { "" };
+        let relation = names.relation(&one.path).map(|name| format!("{name}, ")).unwrap_or_default();
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{}  {} {place} ({size}): {from} to {to}{copied}", ago(entry.at), one.path);
+        let _ = writeln!(text, "{}  {relation}{} {place} ({size}): {from} to {to}{copied}", ago(entry.at), one.path);
         let _ = writeln!(text, "    {}; {}", entry.reason, outcome(entry.outcome));
     }
     text

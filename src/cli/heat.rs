@@ -1,5 +1,6 @@
 //! `heat`: a map in the terminal. Each cell is a stretch of a file; the darker, the hotter its hottest block.
 
+use super::names::Names;
 use super::{online, out};
 use crate::control::client::{Client, query_value};
 use crate::control::protocol::{self, HeatFile, HeatReply};
@@ -22,7 +23,11 @@ pub(super) fn run(client: &Client, path: Option<&Path>, files: Option<usize>, as
     if let Some(files) = files {
         let _ = write!(target, "&files={files}");
     }
-    let reply: HeatReply = client.get(&target)?;
+    let mut reply: HeatReply = client.get(&target)?;
+    let mut names = Names::of_mount(&reply.mount);
+    for file in &mut reply.files {
+        file.relation = names.relation(&file.path);
+    }
     match as_json {
         true => out::json(&reply),
         false => out::text(&draw(&reply)),
@@ -34,7 +39,8 @@ fn draw(reply: &HeatReply) -> String {
         format!("hot {} cold; accesses per epoch of {} s\n", SHADES.iter().rev().collect::<String>(), reply.epoch_s);
     for file in &reply.files {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "\n{} ({} blocks, {:.2})", file.path, file.blocks, file.heat);
+        let relation = file.relation.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
+        let _ = writeln!(text, "\n{relation}{} ({} blocks, {:.2})", file.path, file.blocks, file.heat);
         let _ = writeln!(text, "  heat {}", file.ranges.iter().map(shade).collect::<String>());
         let _ =
             writeln!(text, "  tier {}  {}", file.ranges.iter().map(mostly_on).collect::<String>(), shares(file, reply));
@@ -112,14 +118,22 @@ mod tests {
     fn rows() {
         let file = HeatFile {
             path: "base/5/1259".into(),
+            relation: Some("shop.pg_catalog.pg_class".into()),
             blocks: 3,
             heat: 4.5,
             ranges: vec![range(1.0, [1, 0, 0]), range(0.1, [0, 0, 2])],
         };
         let tiers = ["nvme", "sata", "hdd"].map(str::to_owned).to_vec();
-        let text = draw(&HeatReply { tiers, block_bytes: 65536, epoch_s: 300, files: vec![file], more_files: 2 });
+        let text = draw(&HeatReply {
+            mount: "/m".into(),
+            tiers,
+            block_bytes: 65536,
+            epoch_s: 300,
+            files: vec![file],
+            more_files: 2,
+        });
         assert!(
-            text.contains("base/5/1259 (3 blocks, 4.50)")
+            text.contains("\nshop.pg_catalog.pg_class, base/5/1259 (3 blocks, 4.50)")
                 && text.contains("heat █·")
                 && text.contains("tier 02  0 nvme 1, 2 hdd 2"),
             "{text}"

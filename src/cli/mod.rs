@@ -8,10 +8,12 @@ mod check;
 mod decisions;
 mod dump;
 mod heat;
+mod names;
 mod online;
 mod out;
 mod progress;
 mod release;
+mod report;
 mod show;
 mod top;
 mod volume;
@@ -102,6 +104,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Why { path, count } => decisions::why(&volume, path.as_deref(), count, as_json),
         Command::Plan { count } => decisions::plan(&volume, count, as_json),
         Command::Whatif { tiers } => decisions::what_if(&volume, &tiers, as_json),
+        Command::Report { html } => report::run(&volume, &html, as_json),
         Command::Pin { path, tier } => online::pin(&volume, &path, tier, as_json),
         Command::Unpin { path } => online::unpin(&volume, &path, as_json),
         Command::Settle => online::settle(&volume, as_json),

@@ -1,6 +1,7 @@
 //! Commands that are a request to the daemon and a rendering of its answer.
 
 use super::args::Choice;
+use super::names::Names;
 use super::{out, progress, show};
 use crate::control::client::{Client, ClientError, query_value};
 use crate::control::protocol::{
@@ -141,6 +142,9 @@ fn explanation(reply: &ExplainReply) -> String {
     };
     let (start, end) = (found.block.0 * reply.block_bytes, (found.block.0 + 1) * reply.block_bytes);
     line("file", format!("{} ({}, id {})", reply.path, rounded_bytes(reply.size_bytes), found.file));
+    if let Some(relation) = Names::of_mount(&reply.mount).relation(&reply.path) {
+        line("relation", relation);
+    }
     line(
         "block",
         format!("{}, bytes {start} to {}", found.block, end.min(reply.size_bytes).saturating_sub(1).max(start)),

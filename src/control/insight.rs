@@ -1,13 +1,15 @@
 //! What is asked about decisions: why, what next, what if.
 
 use super::placement::{files_at, relative};
-use super::protocol::{PlanQuery, PlanReply, PlannedMove, WhatIfQuery, WhatIfReply, WhyEntry, WhyQuery, WhyReply};
+use super::protocol::{
+    HistoryReply, PlanQuery, PlanReply, PlannedMove, WhatIfQuery, WhatIfReply, WhyEntry, WhyQuery, WhyReply,
+};
 use crate::daemon::Served;
 use crate::error::{Error, Result};
 use crate::jobs::migrate::JournalEntry;
 use crate::policy::placement::{Decision, Reason};
 use crate::units::{FileId, TierId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem::{Discriminant, discriminant};
 
 /// Decisions shown without a wish.
@@ -41,7 +43,8 @@ pub(super) fn why(served: &Served, query: &WhyQuery) -> Result<WhyReply> {
             entries.push(WhyEntry { path: named(&files, entry.file), blocks: 1, entry });
         }
     }
-    Ok(WhyReply { tiers: tier_names(served), block_bytes: served.volume.block_bytes(), entries })
+    let (mount, block_bytes) = (served.settings.mount.display().to_string(), served.volume.block_bytes());
+    Ok(WhyReply { mount, tiers: tier_names(served), block_bytes, entries })
 }
 
 /// Blocks that moved one after the other for the same kind of reason are one line. `next` is older than what `last` has so far.
@@ -102,6 +105,14 @@ pub(super) fn plan(served: &Served, query: &PlanQuery) -> Result<PlanReply> {
         moves,
         more_moves,
     })
+}
+
+pub(super) fn history(served: &Served) -> Result<HistoryReply> {
+    let moments = served.mover.history();
+    let shown: HashSet<FileId> = moments.iter().flat_map(|moment| &moment.files).map(|file| file.file).collect();
+    let files = if shown.is_empty() { HashMap::new() } else { files_at(served, "")? };
+    let paths = files.into_iter().filter(|(id, _)| shown.contains(id)).map(|(id, path)| (id.to_string(), path));
+    Ok(HistoryReply { tiers: tier_names(served), moments, paths: paths.collect() })
 }
 
 pub(super) fn what_if(served: &Served, query: &WhatIfQuery) -> Result<WhatIfReply> {

@@ -73,6 +73,7 @@ pub(super) fn heat(served: &Served, query: &HeatQuery) -> Result<HeatReply> {
     cold.sort_by_key(|(_, path)| *path);
     order.extend(cold.into_iter().map(|(id, _)| *id));
     let mut reply = HeatReply {
+        mount: served.settings.mount.display().to_string(),
         tiers: served.settings.tiers.iter().map(|tier| tier.name.clone()).collect(),
         block_bytes: served.settings.block_bytes,
         epoch_s: served.settings.placement.epoch.as_secs(),
@@ -87,7 +88,7 @@ pub(super) fn heat(served: &Served, query: &HeatQuery) -> Result<HeatReply> {
         // A file may go while it is looked at.
         let (Ok(map), Some(path)) = (served.mover.heat_map(id, stretches), files.get(&id)) else { continue };
         let heat = map.ranges.iter().map(|range| range.heat).sum();
-        reply.files.push(HeatFile { path: path.clone(), blocks: map.blocks, heat, ranges: map.ranges });
+        reply.files.push(HeatFile { path: path.clone(), relation: None, blocks: map.blocks, heat, ranges: map.ranges });
     }
     Ok(reply)
 }
@@ -109,6 +110,7 @@ pub(super) fn explain(served: &Served, query: &ExplainQuery) -> Result<ExplainRe
     Ok(ExplainReply {
         explanation,
         exchanged_path,
+        mount: served.settings.mount.display().to_string(),
         epoch_s: served.settings.placement.epoch.as_secs(),
         tiers: served.settings.tiers.iter().map(|tier| tier.name.clone()).collect(),
         offset: query.offset,

@@ -3,11 +3,12 @@
 //! Answers with a status other than 200 carry an [`ErrorReply`]. Sizes are bytes; fields say their unit otherwise.
 
 use crate::daemon::quantity::rounded_bytes;
-use crate::jobs::migrate::{Explanation, HeatRange, JournalEntry, MoverStatus, WhatIf};
+use crate::jobs::migrate::{Explanation, HeatRange, JournalEntry, Moment, MoverStatus, WhatIf};
 use crate::policy::placement::{Reason, TierOutlook};
 use crate::units::TierId;
 use crate::volume::{Counters, LogStatus, TierStatus, VolumeStatus};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 
 pub const STATUS: &str = "/v1/status";
 pub const TIERS: &str = "/v1/tiers";
@@ -17,6 +18,7 @@ pub const EXPLAIN: &str = "/v1/explain";
 pub const WHY: &str = "/v1/why";
 pub const PLAN: &str = "/v1/plan";
 pub const WHAT_IF: &str = "/v1/whatif";
+pub const HISTORY: &str = "/v1/history";
 pub const PIN: &str = "/v1/pin";
 pub const UNPIN: &str = "/v1/unpin";
 pub const CHECK: &str = "/v1/check";
@@ -151,6 +153,7 @@ pub struct HeatQuery {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HeatReply {
+    pub mount: String,
     /// Names of the tiers, fastest first.
     pub tiers: Vec<String>,
     pub block_bytes: u32,
@@ -165,6 +168,9 @@ pub struct HeatReply {
 pub struct HeatFile {
     /// Relative to the mount.
     pub path: String,
+    /// The database's name for it. The command line fills it in, which may read the mount.
+    #[serde(default)]
+    pub relation: Option<String>,
     pub blocks: u64,
     /// Predicted accesses per epoch, of all blocks together.
     pub heat: f64,
@@ -191,6 +197,7 @@ pub struct ExplainReply {
     pub tiers: Vec<String>,
     /// Path of the file that the block changed places with, if it did.
     pub exchanged_path: Option<String>,
+    pub mount: String,
     pub epoch_s: u64,
     pub explanation: Explanation,
 }
@@ -207,6 +214,7 @@ pub struct WhyQuery {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WhyReply {
+    pub mount: String,
     /// Names of the tiers, fastest first.
     pub tiers: Vec<String>,
     pub block_bytes: u64,
@@ -221,6 +229,17 @@ pub struct WhyEntry {
     /// From the entry's block on.
     pub blocks: u64,
     pub entry: JournalEntry,
+}
+
+/// How heat and tiers were over time.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HistoryReply {
+    /// Names of the tiers, fastest first.
+    pub tiers: Vec<String>,
+    /// Oldest first; the last one is now.
+    pub moments: Vec<Moment>,
+    /// Paths relative to the mount, by file id.
+    pub paths: HashMap<String, String>,
 }
 
 /// `/v1/plan`: what the next plan would do.

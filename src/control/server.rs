@@ -8,8 +8,9 @@ use super::insight;
 use super::metrics;
 use super::placement;
 use super::protocol::{
-    self, CheckRequest, DoneReply, ErrorReply, ExplainQuery, ExplainReply, HeatQuery, HeatReply, JobReply, PinRequest,
-    PlanQuery, PlanReply, StatusReply, StopRequest, TiersReply, TopReply, WhatIfQuery, WhatIfReply, WhyQuery, WhyReply,
+    self, CheckRequest, DoneReply, ErrorReply, ExplainQuery, ExplainReply, HeatQuery, HeatReply, HistoryReply,
+    JobReply, PinRequest, PlanQuery, PlanReply, StatusReply, StopRequest, TiersReply, TopReply, WhatIfQuery,
+    WhatIfReply, WhyQuery, WhyReply,
 };
 use super::socket::Socket;
 use crate::daemon::{Control, Served};
@@ -116,6 +117,7 @@ fn router(context: Context) -> Router {
         .route(protocol::WHY, get(why))
         .route(protocol::PLAN, get(plan))
         .route(protocol::WHAT_IF, get(what_if))
+        .route(protocol::HISTORY, get(history))
         .route(protocol::PIN, post(pin))
         .route(protocol::UNPIN, post(unpin))
         .route(protocol::CHECK, post(check))
@@ -282,6 +284,10 @@ async fn plan(State(context): State<Context>, query: Parameters<PlanQuery>) -> A
 async fn what_if(State(context): State<Context>, query: Parameters<WhatIfQuery>) -> Answer<WhatIfReply> {
     let query = parameters(query)?;
     blocking(context, move |context| insight::what_if(&context.served, &query)).await.map(Json)
+}
+
+async fn history(State(context): State<Context>) -> Answer<HistoryReply> {
+    blocking(context, |context| insight::history(&context.served)).await.map(Json)
 }
 
 async fn pin(State(context): State<Context>, bytes: Bytes) -> Answer<DoneReply> {

@@ -6,6 +6,7 @@
 //! anybody's read or write. Whatever the engine refuses (a block written meanwhile, no room) is simply decided anew later.
 
 mod execute;
+mod history;
 mod insight;
 mod journal;
 mod pace;
@@ -15,6 +16,7 @@ mod rules;
 mod tests;
 mod view;
 
+pub use history::{FileMoment, Moment};
 pub use insight::{Counterpart, Preview, WhatIf};
 pub use journal::{JournalEntry, Outcome};
 pub use pins::PINS_FILE;
@@ -32,6 +34,7 @@ use crate::policy::placement::{
 use crate::units::{BlockNo, FileId, TierId};
 use crate::volume::{TierStatus, Volume, VolumeStatus};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+use history::History;
 use journal::Journal;
 use pace::{Backoff, TokenBucket};
 use parking_lot::Mutex;
@@ -137,6 +140,7 @@ pub struct Mover {
     outlook: Mutex<Outlook>,
     measured: Mutex<Measured>,
     journal: Mutex<Journal>,
+    history: Mutex<History>,
     tally: Mutex<Tally>,
     bucket: TokenBucket,
     backoff: Mutex<(Backoff, Instant, bool)>,
@@ -187,6 +191,7 @@ impl Mover {
             outlook: Mutex::new(outlook),
             measured: Mutex::default(),
             journal: Mutex::new(Journal::new(settings.journal_entries)),
+            history: Mutex::default(),
             tally: Mutex::default(),
             bucket: TokenBucket::new(settings.bytes_per_second),
             backoff: Mutex::new((Backoff::default(), now, false)),
@@ -250,6 +255,7 @@ impl Mover {
             let began = monotonic_now();
             let promoted = self.tally.lock().fast_lane;
             let made = self.run_plan(every);
+            self.keep_history();
             // Misses that were promoted take room, which the next plan makes again.
             let busy = made.gain_us > MUCH_TO_GAIN * made.cost_us || self.tally.lock().fast_lane > promoted;
             every = if busy { self.settings.plan_every_min } else { every.mul_f32(1.5) }

@@ -13,6 +13,7 @@ pub mod migrate;
 mod mirror;
 mod mounts;
 pub mod protect;
+pub mod relations;
 pub mod release;
 mod survey;
 mod watch;

@@ -19,6 +19,7 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         (&["whatif"], "--tier"),
         (&["whatif", "--tier", "nvme=+much"], "NAME=+SIZE"),
         (&["why", "--count", "few"], "few"),
+        (&["report"], "--html"),
     ] {
         let output = heatfs().args(args).output().unwrap();
         let line = complaint(&output, 2);
@@ -79,6 +80,7 @@ fn no_daemon_is_one_line_and_exit_code_1() {
         &["why"],
         &["plan"],
         &["whatif", "--tier", "nvme=+1G"],
+        &["report", "--html", "/nowhere/x.html"],
         &["top", "--once"],
     ] {
         let line = complaint(&heatfs().args(args).arg("--socket").arg(&socket).output().unwrap(), 1);
@@ -92,8 +94,8 @@ fn help_man_and_completions_are_there() {
     assert!(help.status.success());
     let text = String::from_utf8(help.stdout).unwrap();
     for command in [
-        "adopt", "daemon", "stop", "status", "tiers", "top", "heat", "explain", "why", "plan", "whatif", "pin",
-        "unpin", "settle", "release", "check", "dump",
+        "adopt", "daemon", "stop", "status", "tiers", "top", "heat", "explain", "why", "plan", "whatif", "report",
+        "pin", "unpin", "settle", "release", "check", "dump",
     ] {
         assert!(text.contains(&format!("\n  {command} ")), "{command} is not in\n{text}");
     }

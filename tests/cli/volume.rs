@@ -124,6 +124,12 @@ fn asks_about_decisions(bench: &Bench, table: &str) {
     bench.ok(&["whatif", "--tier", "sata=-1GiB"]);
     let line = complaint(&bench.heatfs(&["whatif", "--tier", "tape=1G"]).output().unwrap(), 1);
     assert!(line.contains("`tape`") && line.contains("nvme, sata, hdd"), "{line}");
+    let report = bench.path("report.html");
+    bench.ok(&["report", "--html", report.to_str().unwrap()]);
+    let page = fs::read_to_string(&report).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.contains("base/1/table block") && page.ends_with("</html>\n"));
+    let line = complaint(&bench.heatfs(&["report", "--html", "/nowhere/x.html"]).output().unwrap(), 1);
+    assert!(line.contains("/nowhere/x.html"), "{line}");
     assert!(bench.ok(&["status"]).contains("at risk"));
     assert!(bench.json(&["status"])["only_on_fastest_bytes"].is_u64());
 }
@@ -134,7 +140,7 @@ fn rules_of_the_settings_hold() {
     bench.adopt();
     let settings = fs::read_to_string(bench.config()).unwrap();
     let rules =
-        "\n[[rule]]\npath = \"base/\"\npin = \"sata\"\n[[rule]]\npath = \"small\"\nnever = [\"nvme\", \"sata\"]\n";
+        "\n[[rule]]\npath = \"base/\"\npin = \"sata\"\n[[rule]]\npath = \"/small\"\nnever = [\"nvme\", \"sata\"]\n";
     fs::write(bench.config(), settings + rules).unwrap();
     bench.start();
     let tier_of = |path: &str| bench.json(&["explain", path])["explanation"]["tier"].clone();
