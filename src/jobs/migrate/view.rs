@@ -172,6 +172,9 @@ impl Mover {
             (Pin::To(to), _) => return format!("pinned to {}, not moved there yet", name(to)),
             (Pin::LogFile, _) if tier == TierId::FASTEST => return "a log file, on the fastest tier".to_owned(),
             (Pin::Catalog, _) if tier == TierId::FASTEST => return "a catalog, on the fastest tier".to_owned(),
+            (Pin::LogFile, _) => {
+                return "a log file; the fastest tier's reserve for logs has no room for it".to_owned();
+            }
             (Pin::Within(bounds), _) if !bounds.allows(tier) => {
                 return format!("a rule keeps it off {}, not moved away yet", name(tier));
             }
