@@ -37,6 +37,7 @@ mod resize;
 mod space;
 mod state;
 mod status;
+mod sweep;
 mod threads;
 
 pub use blockmap::{Home, Place};
@@ -189,6 +190,8 @@ pub struct Volume {
     /// Last failure of a tier's writes: it is left alone for a while.
     backoff: Mutex<HashMap<TierId, std::time::Instant>>,
     closed: AtomicBool,
+    /// The last mount did not end in order.
+    after_crash: bool,
     maintenance: threads::Maintenance,
     wake: Condvar,
     wake_lock: Mutex<threads::Wake>,
