@@ -229,6 +229,11 @@ impl Ledger for LiveLedger<'_> {
     }
 }
 
+/// What a file's trouble is listed under.
+fn file_subject(id: FileId) -> String {
+    format!("file {id}")
+}
+
 impl Volume {
     pub fn block_bytes(&self) -> u64 {
         u64::from(self.options.block_bytes)
@@ -397,6 +402,13 @@ impl Volume {
             tracing::warn!(subject, why, "degraded");
         }
         degraded.entry(subject.to_string()).or_insert((crate::device::clock::wall_now(), why));
+    }
+
+    /// The file's records could be applied again, or it is gone.
+    fn restore_health_of_file(&self, id: FileId) {
+        if !self.degraded.lock().is_empty() {
+            self.restore_health(&file_subject(id));
+        }
     }
 
     fn restore_health(&self, subject: &str) {
