@@ -41,6 +41,9 @@ pub trait BackingFile: Send + Sync {
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Frees the space of a range, which then reads as zeros; the length stays. `Unsupported` where the backing cannot.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// The first range at or after `offset` that is not a hole, as (start, end); None when only holes follow. What holds no space may
+    /// be reported as data, never the other way round.
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>>;
     fn len(&self) -> io::Result<u64>;
     fn set_len(&self, len: u64) -> io::Result<()>;
 }

@@ -248,6 +248,17 @@ impl BackingFile for RealFile {
         self.fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len)
     }
 
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let seek = |from: u64, whence| match nix::unistd::lseek(&self.file, off_t(from)?, whence) {
+            Ok(found) => Ok(Some(u64::try_from(found).unwrap_or(from))),
+            Err(nix::errno::Errno::ENXIO) => Ok(None),
+            Err(errno) => Err(io::Error::from(errno)),
+        };
+        let Some(start) = seek(offset, nix::unistd::Whence::SeekData)? else { return Ok(None) };
+        // Every file ends with a hole; if it was cut meanwhile, there is none.
+        Ok(seek(start, nix::unistd::Whence::SeekHole)?.map(|end| (start, end)))
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }

@@ -82,6 +82,8 @@ impl Default for MoverSettings {
 const MUCH_TO_GAIN: f64 = 0.01;
 /// What tiers are taken for until they are measured, in microseconds per read: first, between, last.
 const UNMEASURED_US: [f32; 3] = [100.0, 300.0, 8000.0];
+/// Between two plans passes this many times what making one took, so that planning a large volume takes 2 % of a core.
+const PLAN_TIMES_BETWEEN: u32 = 50;
 /// Readers in a tier, on average, from which it counts as busy: it has hardly a moment to itself.
 const BUSY_READERS: f64 = 0.5;
 /// Share of a tier that must be free for misses to bring their neighbourhood along.
@@ -259,7 +261,8 @@ impl Mover {
             // Misses that were promoted take room, which the next plan makes again.
             let busy = made.gain_us > MUCH_TO_GAIN * made.cost_us || self.tally.lock().fast_lane > promoted;
             every = if busy { self.settings.plan_every_min } else { every.mul_f32(1.5) }
-                .clamp(self.settings.plan_every_min, self.settings.plan_every_max);
+                .clamp(self.settings.plan_every_min, self.settings.plan_every_max)
+                .max(Duration::from_micros(self.outlook.lock().plan_us) * PLAN_TIMES_BETWEEN);
             if saved_at.elapsed() >= self.settings.save_every {
                 self.save_heat();
                 self.settings.rules.forget_gone(|| self.volume.files().into_iter().collect());

@@ -33,6 +33,23 @@ struct Open {
     clock: u64,
 }
 
+impl Open {
+    fn close_older_half(&mut self) {
+        let mut ages: Vec<u64> = self.files.values().map(|(_, used)| *used).collect();
+        if ages.is_empty() {
+            return;
+        }
+        let middle = ages.len() / 2;
+        let (_, median, _) = ages.select_nth_unstable(middle);
+        let median = *median;
+        self.files.retain(|_, (_, used)| *used > median);
+    }
+}
+
+fn is_out_of_descriptors(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)))
+}
+
 /// The object files of one tier.
 pub struct Objects {
     device: Arc<dyn Device>,
@@ -60,13 +77,18 @@ impl Objects {
             return Ok(Some(file.clone()));
         }
         drop(open);
-        let Some(file) = self.open_or_create(id, create)? else { return Ok(None) };
+        let opened = match self.open_or_create(id, create) {
+            // Fewer descriptors are allowed than are wanted here: older ones make way.
+            Err(error) if is_out_of_descriptors(&error) => {
+                self.open.lock().close_older_half();
+                self.open_or_create(id, create)?
+            }
+            opened => opened?,
+        };
+        let Some(file) = opened else { return Ok(None) };
         let mut open = self.open.lock();
         if open.files.len() >= OPEN_MAX {
-            let mut ages: Vec<u64> = open.files.values().map(|(_, used)| *used).collect();
-            let (_, median, _) = ages.select_nth_unstable(OPEN_MAX / 2);
-            let median = *median;
-            open.files.retain(|_, (_, used)| *used > median);
+            open.close_older_half();
         }
         Ok(Some(open.files.entry(id).or_insert((file, now)).0.clone()))
     }

@@ -304,8 +304,10 @@ impl Volume {
             drop(vacated);
             for objects in &self.objects {
                 if let Err(error) = objects.remove(id) {
-                    self.degrade(&format!("file {id}"), error.to_string());
+                    self.degrade(&super::file_subject(id), error.to_string());
+                    continue;
                 }
+                self.restore_health_of_file(id);
             }
         }
         if let (false, Some(listener)) = (gone.is_empty(), self.on_gone.read().as_ref()) {

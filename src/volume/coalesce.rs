@@ -326,12 +326,12 @@ impl Volume {
                 return self.check_writable().map(|()| 0);
             }
             match self.coalesce_block(file, *block) {
-                Ok(Outcome::Done) => {}
+                Ok(Outcome::Done) => self.restore_health_of_file(file.id()),
                 Ok(Outcome::Later) => later += 1,
                 Err(error @ Error::ReadOnly { .. }) => return Err(error),
                 Err(error) => {
                     later += 1;
-                    self.degrade(&format!("file {}", file.id()), error.to_string());
+                    self.degrade(&super::file_subject(file.id()), error.to_string());
                 }
             }
         }

@@ -37,6 +37,7 @@ mod resize;
 mod space;
 mod state;
 mod status;
+mod sweep;
 mod threads;
 
 pub use blockmap::{Home, Place};
@@ -189,6 +190,8 @@ pub struct Volume {
     /// Last failure of a tier's writes: it is left alone for a while.
     backoff: Mutex<HashMap<TierId, std::time::Instant>>,
     closed: AtomicBool,
+    /// The last mount did not end in order.
+    after_crash: bool,
     maintenance: threads::Maintenance,
     wake: Condvar,
     wake_lock: Mutex<threads::Wake>,
@@ -224,6 +227,11 @@ impl Ledger for LiveLedger<'_> {
             cell.fetch_sub(i64::try_from(extent.weight()).unwrap_or(i64::MAX), Ordering::AcqRel);
         }
     }
+}
+
+/// What a file's trouble is listed under.
+fn file_subject(id: FileId) -> String {
+    format!("file {id}")
 }
 
 impl Volume {
@@ -394,6 +402,13 @@ impl Volume {
             tracing::warn!(subject, why, "degraded");
         }
         degraded.entry(subject.to_string()).or_insert((crate::device::clock::wall_now(), why));
+    }
+
+    /// The file's records could be applied again, or it is gone.
+    fn restore_health_of_file(&self, id: FileId) {
+        if !self.degraded.lock().is_empty() {
+            self.restore_health(&file_subject(id));
+        }
     }
 
     fn restore_health(&self, subject: &str) {

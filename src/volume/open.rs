@@ -131,7 +131,8 @@ impl Volume {
         };
         let mounts = meta.mounts + 1;
         let log = Log::open(&fastest.device, geometry, meta.volume, mounts, options.payload_cache_bytes, replayed)?;
-        let volume = Volume::assemble(tiers, options, state, meta, log);
+        let mut volume = Volume::assemble(tiers, options, state, meta, log);
+        volume.after_crash = !recovery.was_clean;
         volume.count_space()?;
         volume.replay(&groups)?;
         volume.refresh_budgets()?;
@@ -176,6 +177,7 @@ impl Volume {
             degraded: Mutex::default(),
             backoff: Mutex::new(HashMap::new()),
             closed: AtomicBool::new(false),
+            after_crash: false,
             maintenance: threads::Maintenance::default(),
             wake: Condvar::new(),
             wake_lock: Mutex::default(),

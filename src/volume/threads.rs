@@ -30,6 +30,10 @@ impl Maintenance {
     pub fn is_running(&self) -> bool {
         self.running.load(Ordering::Acquire)
     }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
 }
 
 #[derive(Default)]
@@ -52,7 +56,22 @@ impl Volume {
         self.maintenance.running.store(true, Ordering::Release);
         let maintainer = spawn("maintenance", Box::new(move || maintainer.maintain()))?;
         self.maintenance.handles.lock().extend([committer, maintainer]);
+        if self.after_crash {
+            let sweeper = self.clone();
+            let sweeper = spawn("sweep", Box::new(move || sweeper.sweep_after_crash()))?;
+            self.maintenance.handles.lock().push(sweeper);
+        }
         Ok(())
+    }
+
+    fn sweep_after_crash(&self) {
+        match self.sweep_abandoned() {
+            Ok(0) => {}
+            Ok(blocks) => {
+                tracing::info!(blocks, "places that the last run left behind are freed with the next checkpoint")
+            }
+            Err(error) => tracing::warn!(%error, "cannot look for space that the last run left behind"),
+        }
     }
 
     pub(super) fn stop_threads(&self) {

@@ -40,6 +40,7 @@ conformance!(
     direct_handles_work_on_whole_pages,
     handles_share_one_file,
     lengths_cut_and_extend,
+    data_is_told_from_holes,
     punched_ranges_read_as_zeros,
     allocation_extends_and_keeps_bytes,
     open_modes_are_kept,

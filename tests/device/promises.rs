@@ -52,6 +52,19 @@ pub fn handles_share_one_file(d: &dyn Device) {
     assert_eq!(page[..11], [2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1]);
 }
 
+pub fn data_is_told_from_holes(d: &dyn Device) {
+    let f = d.open("f", CREATE).unwrap();
+    assert_eq!(f.next_data(0).unwrap(), None);
+    f.write_all_at(&[1; 8192], 65536).unwrap();
+    f.write_all_at(&[2; 100], 1 << 20).unwrap();
+    assert_eq!(f.next_data(0).unwrap(), Some((65536, 65536 + 8192)));
+    assert_eq!(f.next_data(65536 + 4096).unwrap(), Some((65536 + 4096, 65536 + 8192)));
+    assert_eq!(f.next_data(65536 + 8192).unwrap(), Some((1 << 20, (1 << 20) + 100)));
+    assert_eq!(f.next_data((1 << 20) + 100).unwrap(), None);
+    f.punch(65536, 8192).unwrap();
+    assert_eq!(f.next_data(0).unwrap(), Some((1 << 20, (1 << 20) + 100)));
+}
+
 pub fn lengths_cut_and_extend(d: &dyn Device) {
     let f = d.open("f", CREATE).unwrap();
     f.write_all_at(&[3; 10_000], 0).unwrap();

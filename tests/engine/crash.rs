@@ -71,6 +71,12 @@ fn check_world(recovered: SimWorld, ended: &Ended, ops: &[Op], what: &str) {
         "{what}: contents are no prefix that holds the {} acknowledged of {} operations",
         ended.acknowledged, ended.begun
     );
+    harness.volume().sweep_abandoned().unwrap_or_else(|error| panic!("{what}: {error}"));
+    harness.volume().checkpoint().unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert!(
+        harness.contents().expect("readable") == seen,
+        "{what}: freeing what the crash left behind changed contents"
+    );
     let findings = harness.volume().check(true).expect("the check runs");
     let damage: Vec<_> = findings.iter().filter(|f| f.severity == heatfs::volume::Severity::Damage).collect();
     assert!(damage.is_empty(), "{what}: {damage:?}");

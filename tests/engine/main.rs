@@ -3,6 +3,7 @@
 
 mod crash;
 mod damage;
+mod descriptors;
 mod faults;
 mod harness;
 mod leaving;

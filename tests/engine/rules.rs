@@ -537,3 +537,38 @@ fn a_growing_file_spills_block_by_block() {
         assert!(buf.iter().all(|byte| u64::from(*byte) == block + 1), "block {block}");
     }
 }
+
+/// What a crash left where no map names it is found and freed; what a map names is not touched.
+#[test]
+fn a_sweep_frees_what_a_crash_left_behind() {
+    let harness = opened(26);
+    write(&harness, 0, 0, 5, 6 * BLOCK);
+    settle(&harness);
+    harness.volume().move_run(&file(&harness, 0), BlockNo(0), 2, HDD).expect("moves");
+    harness.volume().checkpoint().expect("checkpoints");
+    harness.volume().move_run(&file(&harness, 0), BlockNo(3), 2, HDD).expect("moves, and no checkpoint follows");
+    let harness = after_cut(&harness, Survival::All);
+    let object = object_path(file(&harness, 0).id());
+    let data = |device: &str| {
+        let object = harness.world.device(device).open(&object, heatfs::device::OpenMode::default()).expect("opens");
+        let (mut at, mut bytes) = (0, 0);
+        while let Some((from, to)) = object.next_data(at).expect("seeks") {
+            (at, bytes) = (to, bytes + to - from);
+        }
+        bytes
+    };
+    assert_eq!(place(&harness, 0, 3).0, Some(NVME), "the flip was lost");
+    assert_eq!(data("hdd"), 4 * BLOCK, "its image was not");
+    let nvme = data("nvme");
+    assert_eq!(harness.volume().sweep_abandoned().expect("sweeps"), 2);
+    assert_eq!(harness.volume().sweep_abandoned().expect("sweeps"), 0, "each is listed once");
+    assert!(
+        !harness.volume().move_block(&file(&harness, 0), BlockNo(3), HDD).expect("refuses"),
+        "it waits for its punch"
+    );
+    harness.volume().checkpoint().expect("checkpoints");
+    assert_eq!((data("hdd"), data("nvme")), (2 * BLOCK, nvme));
+    assert!(harness.volume().move_block(&file(&harness, 0), BlockNo(3), HDD).expect("moves"));
+    assert_eq!(read(&harness, 0, 0, 6 * BLOCK), [5; 6 * BLOCK as usize]);
+    assert!(harness.volume().check(true).expect("checks").is_empty());
+}

@@ -73,6 +73,9 @@ impl BackingFile for SlowFile {
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         self.0.punch(offset, len)
     }
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        self.0.next_data(offset)
+    }
     fn len(&self) -> io::Result<u64> {
         self.0.len()
     }

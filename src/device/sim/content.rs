@@ -95,6 +95,15 @@ impl Content {
         self.len
     }
 
+    /// The first run of allocated pages at or after `offset`, in bytes, below the length.
+    pub(super) fn next_data(&self, offset: u64) -> Option<(u64, u64)> {
+        let (&first, _) = self.pages.range(offset / PAGE_BYTES..).next()?;
+        let after = self.pages.range(first..).zip(first..).find(|((page, _), expected)| *page != expected);
+        let end = after.map_or_else(|| self.pages.last_key_value().map_or(0, |(page, _)| page + 1), |(_, end)| end);
+        let (start, end) = (offset.max(first * PAGE_BYTES), (end * PAGE_BYTES).min(self.len()));
+        (start < end).then_some((start, end))
+    }
+
     pub(super) fn pages(&self) -> u64 {
         self.pages.len() as u64
     }

@@ -118,6 +118,12 @@ impl BackingFile for SimFile {
         self.change(Change::Punch(offset, len), |_| 0)
     }
 
+    fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let mut world = self.state.lock();
+        world.alive()?;
+        Ok(world.devices[self.device].inode(self.inode).content().next_data(offset))
+    }
+
     fn len(&self) -> io::Result<u64> {
         let mut world = self.state.lock();
         world.alive()?;
