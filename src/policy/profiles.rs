@@ -53,6 +53,9 @@ impl fmt::Display for Kind {
 const FIRST_USER_OBJECT: u32 = 16_384;
 /// `pg_largeobject` and its index: catalogs by number, users' data by content.
 const LARGE_OBJECTS: [u32; 2] = [2613, 2683];
+/// `template1` and `template0` (by its number since version 15): read when a database is made, and else by nobody. Each of their catalogs
+/// would take a block of its own.
+const TEMPLATES: [&str; 2] = ["1", "4"];
 
 impl Profile {
     /// What this database has at `path`, relative to the mount or to any directory above the database's own.
@@ -90,7 +93,7 @@ fn postgresql(name: &str, above: &[&str]) -> Option<Kind> {
                 .and_then(|rest| rest.split_once('_'))
                 .is_some_and(|(backend, relation)| backend.parse::<u32>().is_ok() && is_relation_file(relation));
             let is_catalog = relation.is_some_and(|id| id < FIRST_USER_OBJECT && !LARGE_OBJECTS.contains(&id));
-            match (is_temporary, is_catalog || is_map) {
+            match (is_temporary, (is_catalog || is_map) && !TEMPLATES.contains(database)) {
                 (true, _) => Some(Kind::Temporary),
                 (_, true) => Some(Kind::Catalog),
                 _ => None,
@@ -154,6 +157,7 @@ mod tests {
             (PostgreSql, "main/base/5/pg_filenode.map", Some(Catalog)),
             (PostgreSql, "base/5/1259", Some(Catalog)),
             (PostgreSql, "base/5/1259_vm", Some(Catalog)),
+            (PostgreSql, "base/1/1259", None),
             (PostgreSql, "base/5/2613.1", None),
             (PostgreSql, "base/5/16385", None),
             (PostgreSql, "base/5/16385.2", None),

@@ -419,3 +419,19 @@ fn simulate_the_bench_when_asked() {
         }
     }
 }
+
+/// What a reserve for logs costs the hot blocks that would lie in its place.
+#[test]
+fn simulate_what_logs_take_when_asked() {
+    if std::env::var_os("HEATFS_SIMULATE").is_none() {
+        eprintln!("skipped: set HEATFS_SIMULATE=1 to simulate a fast tier that logs take a part of");
+        return;
+    }
+    let small = Scenario { heap_pages: 20_480, index_pages: 3_424, cache_pages: 3_200, ..PGBENCH };
+    let fast = small.shares[0] + small.index_pages as f64 / small.heap_pages as f64;
+    for log_share in [0.0, 0.02, 0.1] {
+        let shares = [small.shares[0] - log_share * fast, small.shares[1]];
+        let outcome = simulate(Scenario { shares, ..small });
+        eprintln!("logs take {:.0} % of the fast tier: {outcome:?}", log_share * 100.0);
+    }
+}

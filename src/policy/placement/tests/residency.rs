@@ -156,7 +156,8 @@ fn a_reserve_is_kept_free_for_logs_and_no_more_than_they_need() {
 fn catalogs_beyond_their_share_are_placed_by_heat() {
     let catalog = |first, count, tier, heat| BlockRun { pin: Pin::Catalog, ..run(first, count, tier, heat) };
     let runs = [catalog(0, 100, 1, 5.0), run(200, 5, 1, 1.0)];
-    let made = super::decide(&runs, &tiers(&[50, 1000], &runs), &settings());
+    let settings = PlacementSettings { catalog_share: 0.1, ..settings() };
+    let made = super::decide(&runs, &tiers(&[50, 1000], &runs), &settings);
     let because = |wanted: Reason| made.decisions.iter().filter(|one| one.reason == wanted).count();
     assert_eq!(because(Reason::Catalog), 5);
     assert_eq!(because(Reason::Room { heat: 5.0 }), 41);
