@@ -226,7 +226,7 @@ fn threads_move_under_load_and_heat_survives_a_restart() {
     let hot: Vec<u64> = (0..30).map(|i| 310 + (i * 7) % 280).collect();
     let mut bytes = vec![0; BLOCK as usize];
     let mut rewritten = 0;
-    for round in 0..3000u64 {
+    for round in 0..20_000u64 {
         let block = hot[(round * 17 % 30) as usize];
         house.volume.read(&file, block * BLOCK, &mut bytes, Wait::Allowed).unwrap();
         assert!(bytes == pattern(block), "block {block}");
