@@ -11,6 +11,7 @@ mod online;
 mod out;
 mod progress;
 mod release;
+mod replay;
 mod show;
 mod top;
 mod volume;
@@ -111,6 +112,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Adopt(request) => adopt::run(&request, as_json),
         Command::Release(request) => release::run(&volume, &request, as_json),
         Command::Check { deep } => check::run(&volume, deep, as_json),
+        Command::Replay(request) => replay::run(&request, as_json),
+        Command::Predict { .. } => replay::predict(),
         Command::Dump { what } => dump::run(&volume, &what),
     }
 }

@@ -12,8 +12,10 @@ mod home;
 pub mod migrate;
 mod mirror;
 mod mounts;
+pub mod predict;
 pub mod protect;
 pub mod release;
+pub mod replay;
 mod survey;
 mod watch;
 

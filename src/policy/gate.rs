@@ -203,17 +203,15 @@ impl Gate {
             let Some(scores) = by_predictor.get(shadow.contender.predictor.index()) else { continue };
             let turnover = Turnover::of(sample_capacity);
             let entered = shadow.placed.follow(scores, sample_capacity - staging, turnover, |_| true);
-            entered.into_iter().for_each(|block| drop(shadow.staging.remove(block)));
+            for block in entered {
+                shadow.staging.remove(block);
+            }
             shadow.staging.set_capacity(staging);
         }
     }
 
     fn choose(&mut self, has_model: bool, scores: &Scores) {
-        let hits_of = |wanted: Contender| {
-            let found = self.shadows.iter().find(|shadow| shadow.contender == wanted)?;
-            share(found)
-        };
-        let plain = hits_of(Contender::PLAIN).unwrap_or(0.0);
+        let plain = self.hits_of(Contender::PLAIN).unwrap_or(0.0);
         if self.choice.predictor == Predictor::Model && !has_model {
             let why = match &scores.model {
                 ModelState::Failed(error) => error.to_string(),
@@ -221,7 +219,7 @@ impl Gate {
             };
             self.switch(Contender::PLAIN, Reason::ModelLost { why });
         }
-        let present = hits_of(self.choice).unwrap_or(0.0);
+        let present = self.hits_of(self.choice).unwrap_or(0.0);
         if self.choice != Contender::PLAIN && plain >= present {
             self.switch(Contender::PLAIN, Reason::Default);
         }
@@ -232,6 +230,10 @@ impl Gate {
         if let Some((contender, hits)) = best.filter(|(_, hits)| *hits > present * (1.0 + MARGIN)) {
             self.switch(contender, Reason::Better { hits, than: present });
         }
+    }
+
+    fn hits_of(&self, contender: Contender) -> Option<f64> {
+        self.shadows.iter().find(|shadow| shadow.contender == contender).and_then(share)
     }
 
     fn switch(&mut self, to: Contender, reason: Reason) {

@@ -82,18 +82,21 @@ impl RankedSet {
         keep_first(&mut leaving, leaving_max, |a, b| hotter(b, a));
         let mut leaving = leaving.into_iter();
         let mut entered = Vec::new();
+        let mut free = free;
         for block in entering {
-            if self.members.len() + entered.len() >= capacity {
+            if free > 0 {
+                free -= 1;
+            } else {
                 let Some(coldest) = leaving.next() else { break };
                 if score(&block) <= score(&coldest) * (1.0 + turnover.hysteresis) {
                     break;
                 }
                 self.member[place(coldest)] = false;
-                let at = self.members.iter().position(|other| *other == coldest);
-                at.into_iter().for_each(|at| drop(self.members.swap_remove(at)));
             }
             entered.push(block);
         }
+        let member = &self.member;
+        self.members.retain(|block| member[place(*block)]);
         for block in &entered {
             self.member[place(*block)] = true;
         }

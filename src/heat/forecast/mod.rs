@@ -209,7 +209,8 @@ impl Forecast {
 
     /// Mean accesses per epoch of a block that was ever accessed.
     fn mean_rate(&mut self) -> f32 {
-        let records = self.history.files.values().flat_map(|file| file.shards.values()).flat_map(|shard| &shard.records);
+        let records =
+            self.history.files.values().flat_map(|file| file.shards.values()).flat_map(|shard| &shard.records);
         let (mut known, mut rate) = (0usize, 0.0f32);
         for record in records.filter(|record| record.age() != NEVER) {
             known += 1;

@@ -34,9 +34,8 @@ fn a_cycle_is_predicted_before_its_hour() {
     let scores = scores.unwrap();
     assert_eq!(scores.model, ModelState::Ready);
     // The first hour has just ended, so the second one's blocks come next, and decay does not know.
-    let mean = |first: u64, predictor| {
-        (first..first + 64).map(|block| score(&scores, block, predictor)).sum::<f32>() / 64.0
-    };
+    let mean =
+        |first: u64, predictor| (first..first + 64).map(|block| score(&scores, block, predictor)).sum::<f32>() / 64.0;
     assert!(mean(64, Predictor::Model) > 2.0 * mean(0, Predictor::Model));
     assert!(mean(64, Predictor::PLAIN) < mean(0, Predictor::PLAIN));
 }

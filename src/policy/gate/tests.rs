@@ -57,7 +57,11 @@ fn the_sample_stays_small_and_is_scored_alike() {
     let mut gate = Gate::new(Contender::of([Predictor::PLAIN].into_iter(), 0));
     for _ in 0..20 {
         let blocks: Vec<BlockScores> = (0..100_000u64)
-            .map(|block| BlockScores { file: FileId(2), block: BlockNo(block), scores: [if block < 5000 { 9.0 } else { 1.0 }; 7] })
+            .map(|block| BlockScores {
+                file: FileId(2),
+                block: BlockNo(block),
+                scores: [if block < 5000 { 9.0 } else { 1.0 }; 7],
+            })
             .collect();
         (0..5000).for_each(|block| gate.observe(FileId(2), BlockNo(block)));
         gate.end_epoch(&Scores { blocks, model: ModelState::Learning }, 2500);
