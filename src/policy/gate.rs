@@ -2,7 +2,7 @@
 //!
 //! A [`Contender`] is a predictor and a share of the fast tier that stages recent misses instead. The [`Gate`] plays all of them in the shadow of the
 //! real tier, on a sample of blocks picked by hash, each with the sample's part of the tier and of the budget of moves. Their hits decay by
-//! [`DECAY`] per epoch. Another contender is chosen only when it hits [`MARGIN`] more; plain decay with no staging is the
+//! [`DECAY`] per epoch. Another contender is chosen only when it hits [`MARGIN`] more and leads in a longer memory as well; plain decay with no staging is the
 //! default and keeps ties. The model contends only while it answers, and is left at once when it does not.
 //!
 //! All blocks of a small volume are in the sample; it is thinned by halves as the volume grows, so memory and time are bounded.
@@ -20,6 +20,8 @@ use std::fmt;
 
 /// What an epoch's hits count in the next one.
 pub const DECAY: f64 = 0.8;
+/// The same for the longer memory, in which a contender must not be behind: most leads of a few epochs are noise, and following them costs moves.
+pub const LASTING_DECAY: f64 = 0.95;
 /// Advantage from which another contender is chosen.
 pub const MARGIN: f64 = 0.01;
 /// Shares of the fast tier that may stage misses, in percent.
@@ -115,9 +117,28 @@ struct Shadow {
     contender: Contender,
     placed: RankedSet,
     staging: Staging<u32>,
+    /// Of the running epoch.
     hits: f64,
-    score: f64,
-    total: f64,
+    recent: Tally,
+    lasting: Tally,
+}
+
+/// Hits and accesses, decayed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    hits: f64,
+    accesses: f64,
+}
+
+impl Tally {
+    fn add(&mut self, hits: f64, accesses: f64, decay: f64) {
+        self.hits = decay * self.hits + hits;
+        self.accesses = decay * self.accesses + accesses;
+    }
+
+    fn share(&self) -> Option<f64> {
+        (self.accesses > 0.0).then(|| self.hits / self.accesses)
+    }
 }
 
 /// See the module's head.
@@ -145,8 +166,8 @@ impl Gate {
             placed: RankedSet::default(),
             staging: Staging::new(0),
             hits: 0.0,
-            score: 0.0,
-            total: 0.0,
+            recent: Tally::default(),
+            lasting: Tally::default(),
         };
         Gate {
             shadows: contenders.into_iter().map(shadow).collect(),
@@ -189,8 +210,12 @@ impl Gate {
         for shadow in &mut self.shadows {
             let contends = has_model || shadow.contender.predictor != Predictor::Model;
             // The epoch in which the model appears was played by plain decay's scores, and so is a fair start.
-            shadow.score = if contends { DECAY * shadow.score + shadow.hits } else { 0.0 };
-            shadow.total = if contends { DECAY * shadow.total + self.accesses } else { 0.0 };
+            if contends {
+                shadow.recent.add(shadow.hits, self.accesses, DECAY);
+                shadow.lasting.add(shadow.hits, self.accesses, LASTING_DECAY);
+            } else {
+                (shadow.recent, shadow.lasting) = (Tally::default(), Tally::default());
+            }
             shadow.hits = 0.0;
         }
         self.accesses = 0.0;
@@ -211,7 +236,6 @@ impl Gate {
     }
 
     fn choose(&mut self, has_model: bool, scores: &Scores) {
-        let plain = self.hits_of(Contender::PLAIN).unwrap_or(0.0);
         if self.choice.predictor == Predictor::Model && !has_model {
             let why = match &scores.model {
                 ModelState::Failed(error) => error.to_string(),
@@ -219,12 +243,16 @@ impl Gate {
             };
             self.switch(Contender::PLAIN, Reason::ModelLost { why });
         }
-        let present = self.hits_of(self.choice).unwrap_or(0.0);
+        let (plain, _) = self.standing_of(Contender::PLAIN);
+        let present = self.standing_of(self.choice).0;
         if self.choice != Contender::PLAIN && plain >= present {
             self.switch(Contender::PLAIN, Reason::Default);
         }
         let present = present.max(plain);
-        let standing = self.shadows.iter().filter_map(|shadow| Some((shadow.contender, share(shadow)?)));
+        let (_, lasting) = self.standing_of(self.choice);
+        let leads = |shadow: &&Shadow| shadow.lasting.share().is_some_and(|share| share > lasting);
+        let leading = self.shadows.iter().filter(leads);
+        let standing = leading.filter_map(|shadow| Some((shadow.contender, shadow.recent.share()?)));
         // Of equals the first named.
         let best = standing.reduce(|best, other| if other.1 > best.1 { other } else { best });
         if let Some((contender, hits)) = best.filter(|(_, hits)| *hits > present * (1.0 + MARGIN)) {
@@ -232,8 +260,11 @@ impl Gate {
         }
     }
 
-    fn hits_of(&self, contender: Contender) -> Option<f64> {
-        self.shadows.iter().find(|shadow| shadow.contender == contender).and_then(share)
+    /// A contender's shares of hits in the recent and in the longer memory; 0 for one that does not contend.
+    fn standing_of(&self, contender: Contender) -> (f64, f64) {
+        let shadow = self.shadows.iter().find(|shadow| shadow.contender == contender);
+        let share = |tally: Option<Tally>| tally.and_then(|tally| tally.share()).unwrap_or(0.0);
+        (share(shadow.map(|shadow| shadow.recent)), share(shadow.map(|shadow| shadow.lasting)))
     }
 
     fn switch(&mut self, to: Contender, reason: Reason) {
@@ -292,7 +323,8 @@ impl Gate {
     }
 
     pub fn status(&self) -> GateStatus {
-        let standings = self.shadows.iter().map(|shadow| Standing { contender: shadow.contender, hits: share(shadow) });
+        let standings =
+            self.shadows.iter().map(|shadow| Standing { contender: shadow.contender, hits: shadow.recent.share() });
         GateStatus {
             choice: self.choice,
             reason: self.reason.clone(),
@@ -302,10 +334,6 @@ impl Gate {
             standings: standings.collect(),
         }
     }
-}
-
-fn share(shadow: &Shadow) -> Option<f64> {
-    (shadow.total > 0.0).then(|| shadow.score / shadow.total)
 }
 
 /// Neighbours fall apart, and halving the sample keeps a subset.

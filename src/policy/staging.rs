@@ -223,9 +223,13 @@ mod tests {
     fn what_is_asked_for_again_survives_a_scan() {
         let mut staging = Staging::new(100);
         for _ in 0..4 {
-            (0..50).for_each(|key| drop(touch(&mut staging, key)));
+            for key in 0..50 {
+                touch(&mut staging, key);
+            }
         }
-        (1000..3000).for_each(|key| drop(touch(&mut staging, key)));
+        for key in 1000..3000 {
+            touch(&mut staging, key);
+        }
         let left = (0..50).filter(|key| staging.contains(*key)).count();
         assert_eq!((left, staging.len()), (50, 100));
     }
@@ -234,10 +238,14 @@ mod tests {
     fn a_ghost_returns_to_the_main_queue() {
         let mut staging = Staging::new(20);
         staging.admit(7);
-        (100..120).for_each(|key| drop(staging.admit(key)));
+        for key in 100..120 {
+            staging.admit(key);
+        }
         assert!(!staging.contains(7));
         staging.admit(7);
-        (200..230).for_each(|key| drop(staging.admit(key)));
+        for key in 200..230 {
+            staging.admit(key);
+        }
         assert!(staging.contains(7));
     }
 
@@ -249,9 +257,13 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let key = state >> 27;
             match state % 11 {
-                0 => drop(staging.remove(key)),
+                0 => {
+                    staging.remove(key);
+                }
                 1 if step % 50 == 0 => staging.set_capacity(usize::try_from(key % 16).unwrap()),
-                _ => drop(touch(&mut staging, key)),
+                _ => {
+                    touch(&mut staging, key);
+                }
             }
             assert!(staging.len() <= staging.capacity());
             let queued = staging.entries.values().filter(|entry| entry.place != Place::Ghost).count();

@@ -64,7 +64,7 @@ fn sequential_accesses_are_no_heat() {
 #[test]
 fn truncated_blocks_are_forgotten() {
     let mut forecast = Forecast::new(ForecastSettings::default());
-    [1, 9, 100, 300].map(|block| forecast.observe(&read(1, block)));
+    [1, 9, 100, 300].iter().for_each(|block| forecast.observe(&read(1, *block)));
     forecast.truncate(FileId(1), 10 * 65_536 - 1);
     let scores = forecast.end_epoch(clock(0, 0));
     assert!(score(&scores, 9, Predictor::PLAIN) > 0.0);
