@@ -124,8 +124,7 @@ mod tests {
 
     fn rows() -> Vec<Row> {
         let row = |i: u16| {
-            let mut features = [0.0; FEATURES];
-            features[0] = f32::from(i % 50);
+            let mut features = [f32::from(i % 50); FEATURES];
             features[3] = f32::from(i % 7);
             Row { features, outcome: f32::from(i % 50) * 2.0 }
         };

@@ -131,8 +131,6 @@ pub struct Forecast {
     /// Why there is no forest, once there should be one.
     failure: Option<ModelError>,
     epochs: u64,
-    /// Accesses per epoch over all blocks, by plain decay.
-    rate: f32,
 }
 
 impl Forecast {
@@ -146,7 +144,6 @@ impl Forecast {
             forest: None,
             failure: None,
             epochs: 0,
-            rate: 0.0,
         }
     }
 
@@ -179,7 +176,9 @@ impl Forecast {
         self.history.end_epoch(&self.factors);
         let moment = self.seasons.end_epoch(&mut self.history, clock);
         let around = Surroundings { mean_rate: self.mean_rate(), moment };
-        if self.epochs >= MODEL_EPOCHS_MIN && (jumped || self.epochs % REFIT_EVERY_EPOCHS == 0 || self.is_due()) {
+        if self.epochs >= MODEL_EPOCHS_MIN
+            && (jumped || self.epochs.is_multiple_of(REFIT_EVERY_EPOCHS) || self.is_due())
+        {
             self.refit();
         }
         let (mut blocks, mut values) = (Vec::new(), Vec::<Features>::new());
@@ -208,7 +207,7 @@ impl Forecast {
     }
 
     /// Mean accesses per epoch of a block that was ever accessed.
-    fn mean_rate(&mut self) -> f32 {
+    fn mean_rate(&self) -> f32 {
         let records =
             self.history.files.values().flat_map(|file| file.shards.values()).flat_map(|shard| &shard.records);
         let (mut known, mut rate) = (0usize, 0.0f32);
@@ -216,7 +215,6 @@ impl Forecast {
             known += 1;
             rate += record.decayed(PLAIN_DECAY);
         }
-        self.rate = rate;
         (rate / count_f32(known.max(1))).max(1e-6)
     }
 
