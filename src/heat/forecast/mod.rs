@@ -114,7 +114,7 @@ pub struct ForecastSettings {
 }
 
 impl Default for ForecastSettings {
-    /// 128 MiB of records: all blocks of 5 TiB in which one of 64 shards was touched lately, or 350 GiB hot all over.
+    /// 128 MiB of records, for 340 GiB of shards touched lately; as much again where a cycle is known.
     fn default() -> Self {
         ForecastSettings { block_bytes: crate::units::DEFAULT_BLOCK_BYTES, seed: 1, shards_max: 87_000 }
     }
