@@ -5,9 +5,9 @@
 //!   control              HTTP/JSON over a unix socket: protocol, server, client, metrics
 //!   daemon               lifecycle: settings, mount, threads, service notifications, shutdown
 //!   fuse, namespace      FUSE operations; inodes, names, attributes
-//!   jobs                 adopt, release, migrate, check, names of relations: where a decision meets an effect
-//!   policy               placement, rules, profiles and coalescing decide; they own no data path and read no clock
-//!   heat                 the recorder of misses and writes
+//!   jobs                 adopt, release, migrate, check, replay, names of relations: where a decision meets an effect
+//!   policy               placement, rules, profiles, the gate and coalescing decide; they own no data path and read no clock
+//!   heat                 the recorder of misses and writes; the forecast of heat
 //!   volume               the engine: read, write, sync, truncate by file id
 //!   log, tier            the write log; tier identity and object files
 //!   ondisk               every format, with its golden bytes

@@ -3,6 +3,7 @@
 use super::decisions::{BudgetChange, budget_change};
 use crate::daemon::quantity::parse_bytes;
 use crate::jobs::dump::TARGETS;
+use crate::jobs::replay::Policy;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -133,6 +134,14 @@ pub(super) enum Command {
         #[arg(help = format!("What to print: {TARGETS}"))]
         what: String,
     },
+    /// Replay a trace of accesses against simulated tiers: what would each way of placing blocks have hit?
+    Replay(Replay),
+    /// Predict heat for another program, line by line on standard input and output.
+    Predict {
+        /// Read from standard input, answer on standard output.
+        #[arg(long, required = true)]
+        stdio: bool,
+    },
     /// Print the completion script of a shell.
     Completions { shell: Shell },
     /// Write the man pages into a directory.
@@ -183,6 +192,28 @@ pub(super) struct Release {
     /// Go on in spite of files that cannot be trusted; they are given back as home has them.
     #[arg(long)]
     pub(super) accept_untrusted: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Replay {
+    /// CSV, plain or gzip, with the header ts_ms,op,file,offset,len.
+    pub(super) trace: PathBuf,
+    /// Sizes of the fastest tier, in percent of the blocks that the trace touches.
+    #[arg(long, value_name = "PERCENT", value_delimiter = ',', default_value = "5,10,20", value_parser = percent)]
+    pub(super) fast: Vec<f64>,
+    /// Policies to compare [default: all].
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = |text: &str| text.parse::<Policy>())]
+    pub(super) policy: Vec<Policy>,
+    /// Seed of all that is random.
+    #[arg(long, default_value = "1")]
+    pub(super) seed: u64,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.trim().trim_end_matches('%').parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= 100.0 => Ok(value),
+        _ => Err("a percentage above 0 and up to 100 is wanted".to_owned()),
+    }
 }
 
 fn named_path(text: &str) -> Result<(String, PathBuf), String> {

@@ -13,6 +13,7 @@ mod online;
 mod out;
 mod progress;
 mod release;
+mod replay;
 mod report;
 mod show;
 mod top;
@@ -118,6 +119,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Adopt(request) => adopt::run(&request, as_json),
         Command::Release(request) => release::run(&volume, &request, as_json),
         Command::Check { deep } => check::run(&volume, deep, as_json),
+        Command::Replay(request) => replay::run(&request, as_json),
+        Command::Predict { .. } => replay::predict(),
         Command::Dump { what } => dump::run(&volume, &what),
     }
 }

@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, TableStyle};
 use std::fmt::Write;
 use std::time::Duration;
 
-/// A table without rules; columns after the first are numbers and aligned right, but for the last if it is `path`.
+/// A table without rules; columns after the first are numbers and aligned right, but for words.
 pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(TableStyle::new()).set_header(header.to_vec());
@@ -15,7 +15,7 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
         table.add_row(row);
     }
     for (column, name) in table.column_iter_mut().zip(header).skip(1) {
-        if *name != "path" {
+        if !["path", "chosen at the end"].contains(name) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }

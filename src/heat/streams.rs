@@ -7,17 +7,23 @@ const UNUSED: u64 = u64::MAX;
 
 /// Where the latest streams of one file ended, most recent first.
 #[derive(Clone, Copy)]
-pub(super) struct Streams {
+pub struct Streams {
     ends: [u64; STREAMS],
 }
 
+impl Default for Streams {
+    fn default() -> Self {
+        Streams::new()
+    }
+}
+
 impl Streams {
-    pub(super) fn new() -> Streams {
+    pub fn new() -> Streams {
         Streams { ends: [UNUSED; STREAMS] }
     }
 
     /// Notes an access; true when it starts where one of the latest streams ended.
-    pub(super) fn note(&mut self, offset: u64, len: u64) -> bool {
+    pub fn note(&mut self, offset: u64, len: u64) -> bool {
         let found = self.ends.iter().position(|end| *end == offset);
         let slot = found.unwrap_or(STREAMS - 1);
         if let Some(recent) = self.ends.get_mut(..=slot) {

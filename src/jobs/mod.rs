@@ -1,4 +1,5 @@
-//! Long jobs, where a decision meets an effect: adopting a directory, giving it back, migrating blocks, checking and dumping what is on disk.
+//! Long jobs, where a decision meets an effect: adopting a directory, giving it back, migrating blocks, checking and dumping what is on disk,
+//! replaying traces and predicting for other programs.
 //!
 //! Adoption and release may be cut off anywhere and be run again; they go on where they stopped. The volume's phase in tier 0's identity
 //! says where that is.
@@ -12,9 +13,11 @@ mod home;
 pub mod migrate;
 mod mirror;
 mod mounts;
+pub mod predict;
 pub mod protect;
 pub mod relations;
 pub mod release;
+pub mod replay;
 mod survey;
 mod watch;
 

@@ -1,10 +1,16 @@
 //! What to place where and when: pure functions from state to decisions with reasons. No clock, no I/O, no data path.
+//!
+//! [`placement`] plans moves of blocks by heat; [`gate`] decides whose prediction of heat is believed and how much of the fast tier stages recent
+//! misses ([`staging`]); [`ranked`] is the hottest blocks within a budget, which both the gate's shadows and the replay of traces are made of.
 
+pub mod gate;
 pub mod glob;
 pub mod placement;
 pub mod profiles;
+pub mod ranked;
 mod ranks;
 pub mod rules;
+pub mod staging;
 pub mod whatif;
 
 pub use ranks::HeatRanks;
