@@ -20,6 +20,7 @@ mod top;
 mod volume;
 
 use crate::control;
+use crate::control::client::ClientError;
 use crate::daemon;
 use crate::error::Error;
 use anyhow::{Context, Result};
@@ -54,7 +55,8 @@ fn parse_and_run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("heatfs: {}", one_line(&error));
-            let wrong_input = matches!(error.downcast_ref::<Error>(), Some(Error::Invalid(_)));
+            let wrong_input = matches!(error.downcast_ref::<Error>(), Some(Error::Invalid(_)))
+                || matches!(error.downcast_ref::<ClientError>(), Some(ClientError::Refused { wrong_input: true, .. }));
             ExitCode::from(if wrong_input { USAGE } else { FAILED })
         }
     }
@@ -85,7 +87,7 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
         .lines()
         .map(str::trim)
         .take_while(|line| !line.starts_with("Usage:"))
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
         .collect();
     let line = complaint.join(" ");
     eprintln!("heatfs: {}", line.strip_prefix("error: ").unwrap_or(&line));

@@ -48,5 +48,9 @@ fn summary(report: &ReleaseReport, file: &Path) -> String {
         let _ = writeln!(text, "not trusted {path}: given back as home had it");
     }
     let _ = writeln!(text, "The volume is gone; its settings in {} can be removed.", file.display());
+    let _ = writeln!(
+        text,
+        "A server whose unit was told to depend on it starts again once that drop-in is gone (`systemctl revert`)."
+    );
     text
 }

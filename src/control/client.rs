@@ -19,9 +19,9 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 pub enum ClientError {
     #[error("no daemon answers at {path}: {source}")]
     Unreachable { path: String, source: io::Error },
-    /// The daemon's own line.
-    #[error("{0}")]
-    Refused(String),
+    /// The daemon's own line, and whether it is about what was asked rather than about how the daemon is.
+    #[error("{line}")]
+    Refused { line: String, wrong_input: bool },
     #[error("the daemon at {path} answered something else than expected: {why}")]
     Garbled { path: String, why: String },
 }
@@ -76,7 +76,8 @@ impl Client {
             return Ok(body);
         }
         let line = serde_json::from_slice::<ErrorReply>(&body).map(|reply| reply.error);
-        Err(line.map_or_else(|_| self.garbled(status), ClientError::Refused))
+        let wrong_input = status == StatusCode::BAD_REQUEST;
+        Err(line.map_or_else(|_| self.garbled(status), |line| ClientError::Refused { line, wrong_input }))
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ClientError> {

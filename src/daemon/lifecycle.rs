@@ -188,7 +188,12 @@ pub fn tier_plans(settings: &Settings) -> Result<Vec<TierPlan>> {
         let space = nix::sys::statvfs::statvfs(&tier.path).map_err(|errno| Error::WrongTier {
             tier: tier.name.clone(),
             path: tier.path.display().to_string(),
-            why: errno.desc().to_owned(),
+            why: match errno {
+                nix::errno::Errno::ENOENT => {
+                    "the path does not exist: is the disk mounted? If it is, make the directory".to_owned()
+                }
+                other => other.desc().to_owned(),
+            },
         })?;
         Ok(TierPlan {
             name: tier.name.clone(),

@@ -160,7 +160,7 @@ impl Settings {
         let file = config::File::from(path).format(config::FileFormat::Toml);
         let absent = path.metadata().err();
         if let Some(error) = absent {
-            return Err(Error::io("reading settings", path.display().to_string(), error));
+            return Err(Error::Invalid(format!("reading settings {}: {error}", path.display())));
         }
         Settings::from_sources(file, None, &path.display().to_string())
     }

@@ -178,7 +178,9 @@ pub fn verify_all(places: &[Place]) -> Result<VolumeIdentity> {
     let mut found = Vec::with_capacity(places.len());
     for place in places {
         let identity = place.identity()?;
-        found.push(identity.ok_or_else(|| place.wrong(format!("no {IDENTITY_FILE} here; is the disk mounted?")))?);
+        found.push(identity.ok_or_else(|| {
+            place.wrong(format!("no {IDENTITY_FILE} here; is the disk mounted? (Or was the volume released?)"))
+        })?);
     }
     let (Some(first), Some(fastest)) = (found.first(), places.first()) else {
         return Err(Error::Invalid("a volume needs at least one tier".to_owned()));

@@ -50,7 +50,7 @@ fn wrong_settings_are_one_line_and_exit_code_2() {
         }
     }
     let absent = dir.path().join("none.toml");
-    let line = complaint(&heatfs().arg("status").arg("--config").arg(&absent).output().unwrap(), 1);
+    let line = complaint(&heatfs().arg("status").arg("--config").arg(&absent).output().unwrap(), 2);
     assert!(line.contains("none.toml"), "{line}");
 }
 

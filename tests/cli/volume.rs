@@ -75,18 +75,18 @@ fn asks_about_placement(bench: &Bench) {
     assert!(is_tier(&found["explanation"]["tier"]), "{found}");
     // Relative to the mount is understood as well.
     assert!(bench.ok(&["explain", "base/1/table"]).contains("base/1/table"));
-    let line = complaint(&bench.heatfs(&["explain", "base/1/table:1GiB"]).output().unwrap(), 1);
+    let line = complaint(&bench.heatfs(&["explain", "base/1/table:1GiB"]).output().unwrap(), 2);
     assert!(line.contains("has 3000001 bytes"), "{line}");
     let line = complaint(&bench.heatfs(&["explain", "base/1/none"]).output().unwrap(), 1);
     assert!(line.contains("no such file"), "{line}");
-    let line = complaint(&bench.heatfs(&["explain", "/etc/passwd"]).output().unwrap(), 1);
+    let line = complaint(&bench.heatfs(&["explain", "/etc/passwd"]).output().unwrap(), 2);
     assert!(line.contains("not below"), "{line}");
 
     assert!(bench.ok(&["heat"]).contains("base/1/table"));
     let heat = bench.json(&["heat", table]);
     assert_eq!(heat["files"][0]["blocks"], 46);
 
-    let line = complaint(&bench.heatfs(&["pin", table, "--tier", "tape"]).output().unwrap(), 1);
+    let line = complaint(&bench.heatfs(&["pin", table, "--tier", "tape"]).output().unwrap(), 2);
     assert!(line.contains("`tape`") && line.contains("nvme, sata, hdd"), "{line}");
     bench.ok(&["pin", table, "--tier", "hdd"]);
     let on_hdd = || bench.json(&["explain", table])["explanation"]["tier"] == "hdd";
@@ -122,7 +122,7 @@ fn asks_about_decisions(bench: &Bench, table: &str) {
     assert_eq!(now[0].as_u64().unwrap() + (1 << 30), then[0].as_u64().unwrap());
     assert_eq!((now[1].as_u64(), then[2].as_u64()), (then[1].as_u64(), Some(64 << 20)));
     bench.ok(&["whatif", "--tier", "sata=-1GiB"]);
-    let line = complaint(&bench.heatfs(&["whatif", "--tier", "tape=1G"]).output().unwrap(), 1);
+    let line = complaint(&bench.heatfs(&["whatif", "--tier", "tape=1G"]).output().unwrap(), 2);
     assert!(line.contains("`tape`") && line.contains("nvme, sata, hdd"), "{line}");
     let report = bench.path("report.html");
     bench.ok(&["report", "--html", report.to_str().unwrap()]);
@@ -148,7 +148,7 @@ fn rules_of_the_settings_hold() {
     assert!(wait_until(60, || tier_of("small") == "hdd"), "{}", bench.ok(&["why"]));
     let told = bench.ok(&["explain", "base/1/table"]);
     assert!(told.contains("rule[0] (path \"base/\", pin \"sata\")"), "{told}");
-    let line = complaint(&bench.heatfs(&["pin", "small"]).output().unwrap(), 1);
+    let line = complaint(&bench.heatfs(&["pin", "small"]).output().unwrap(), 2);
     assert!(line.contains("small") && line.contains("rule[1]"), "{line}");
     fs::write(bench.data().join("pg_filenode.map"), b"x").unwrap();
     fs::create_dir(bench.data().join("global")).unwrap();
