@@ -287,29 +287,29 @@ impl Mover {
         let made = self.make_plan(time);
         // What costs nothing makes room for misses, who should not wait for the rest of the plan.
         let (flips, copies): (Vec<Decision>, Vec<Decision>) = made.decisions.iter().partition(|decision| decision.flip);
-        for decisions in [flips, copies] {
-            self.execute(&decisions, now + time);
-            if let Err(error) = self.make_room() {
-                tracing::warn!(%error, "cannot make room for the next plan");
-            }
-            self.count_room();
+        if !flips.is_empty() {
+            self.carry_out(&flips, now + time);
         }
+        self.carry_out(&copies, now + time);
         made
+    }
+
+    fn carry_out(&self, decisions: &[Decision], deadline: Instant) {
+        self.execute(decisions, deadline);
+        if let Err(error) = self.make_room() {
+            tracing::warn!(%error, "cannot make room for the next plan");
+        }
+        self.count_room();
     }
 
     /// Brings the books of room up to what the engine says.
     fn count_room(&self) {
-        let block_bytes = u64::from(self.recorder.settings().block_bytes);
+        let block_bytes = self.block_bytes();
         let status = self.volume.status();
         let mut outlook = self.outlook.lock();
         for (known, tier) in outlook.tiers.iter_mut().zip(&status.tiers) {
-            let free_bytes = tier.budget_bytes.saturating_sub(tier.used_bytes).min(tier.available_bytes);
-            known.count(
-                tier.budget_bytes / block_bytes,
-                tier.blocks,
-                free_bytes / block_bytes,
-                &self.settings.placement,
-            );
+            let (budget_blocks, free_blocks) = (tier.budget_bytes / block_bytes, tier.free_bytes() / block_bytes);
+            known.count(budget_blocks, tier.blocks, free_blocks, &self.settings.placement);
         }
     }
 
@@ -317,7 +317,7 @@ impl Mover {
     /// plan little to work with, it goes.
     fn make_room(&self) -> Result<()> {
         let status = self.volume.status();
-        let block_bytes = u64::from(self.recorder.settings().block_bytes);
+        let block_bytes = self.block_bytes();
         let Some((slowest, faster)) = status.tiers.split_last() else { return Ok(()) };
         let waiting = |tier: &TierStatus| tier.used_bytes.saturating_sub((tier.blocks + tier.copies) * block_bytes);
         let slack = 1.0 - self.settings.placement.low_watermark;
@@ -345,14 +345,8 @@ impl Mover {
             outlook.moved.retain(|_, plan| *plan >= oldest);
             outlook.number
         };
-        let seconds = time.as_secs().max(1);
-        let settings = PlacementSettings {
-            bytes_per_plan: self.settings.bytes_per_second.saturating_mul(seconds),
-            ..self.settings.placement.clone()
-        };
-        let blocks = VolumeBlocks::new(self);
-        let block_bytes = u64::from(self.recorder.settings().block_bytes);
-        let made = plan(&PlacementState { number, block_bytes, tiers: &tiers, blocks: &blocks }, &settings);
+        let block_bytes = self.block_bytes();
+        let made = self.ask_policy(number, time, &tiers);
         let mut outlook = self.outlook.lock();
         outlook.tiers.clone_from(&made.tiers);
         outlook.ranks = made.ranks.clone();
@@ -374,13 +368,27 @@ impl Mover {
         made
     }
 
+    /// What the policy would do about the blocks as they lie, as plan `number`, with the bytes that may be copied in `time`.
+    fn ask_policy(&self, number: u32, time: Duration, tiers: &[TierState]) -> Plan {
+        let settings = PlacementSettings {
+            bytes_per_plan: self.settings.bytes_per_second.saturating_mul(time.as_secs().max(1)),
+            ..self.settings.placement.clone()
+        };
+        let blocks = VolumeBlocks::new(self);
+        plan(&PlacementState { number, block_bytes: self.block_bytes(), tiers, blocks: &blocks }, &settings)
+    }
+
+    fn block_bytes(&self) -> u64 {
+        u64::from(self.recorder.settings().block_bytes)
+    }
+
     fn tier_states(&self, status: &VolumeStatus) -> Vec<TierState> {
         let measured = self.measured.lock();
         let last = status.tiers.len().saturating_sub(1);
-        let images_kept = u64::from(self.recorder.settings().block_bytes) <= self.volume.image_block_bytes_max();
+        let images_kept = self.block_bytes() <= self.volume.image_block_bytes_max();
         let states = status.tiers.iter().enumerate().map(|(at, tier)| TierState {
             budget_bytes: tier.budget_bytes,
-            free_bytes: tier.budget_bytes.saturating_sub(tier.used_bytes).min(tier.available_bytes),
+            free_bytes: tier.free_bytes(),
             latency_us: measured.latency_us.get(at).copied().unwrap_or_default(),
             is_busy: images_kept
                 && at == last
@@ -473,10 +481,9 @@ impl Measured {
         let now = monotonic_now();
         let micros = status.counters.base_read_us.clone();
         if let Some((then, before)) = self.looked_at.take() {
-            let elapsed_us = now.duration_since(then).as_secs_f64() * 1e6;
-            let spent =
-                |(now, before): (&u64, &u64)| Duration::from_micros(now.saturating_sub(*before)).as_secs_f64() * 1e6;
-            self.readers = micros.iter().zip(&before).map(spent).map(|spent| spent / elapsed_us.max(1.0)).collect();
+            let elapsed = now.duration_since(then).max(Duration::from_micros(1));
+            let spent = |(now, before): (&u64, &u64)| Duration::from_micros(now.saturating_sub(*before));
+            self.readers = micros.iter().zip(&before).map(|pair| spent(pair).div_duration_f64(elapsed)).collect();
         }
         self.looked_at = Some((now, micros));
         for tier in 1..tiers {

@@ -4,6 +4,7 @@
 //! Temporary files die young: to demote one is to copy what is about to be deleted. Catalogs are small, and everything waits for them
 //! after a restart, when heat says nothing about them yet.
 
+use crate::volume::log_paths;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -62,6 +63,14 @@ impl Profile {
     pub fn kind_of(self, path: &str) -> Option<Kind> {
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let (name, above) = parts.split_last()?;
+        let is_log = match self {
+            Profile::PostgreSql => log_paths::is_postgresql_log(path),
+            Profile::MariaDb => log_paths::is_mariadb_log(path),
+            Profile::Sqlite => log_paths::is_sqlite_log(path),
+        };
+        if is_log {
+            return Some(Kind::Log);
+        }
         match self {
             Profile::PostgreSql => postgresql(name, above),
             Profile::MariaDb => mariadb(name, above),
@@ -71,9 +80,6 @@ impl Profile {
 }
 
 fn postgresql(name: &str, above: &[&str]) -> Option<Kind> {
-    if above.contains(&"pg_wal") || above.contains(&"pg_xlog") {
-        return Some(Kind::Log);
-    }
     if name.starts_with("pgsql_tmp") || above.iter().any(|part| part.starts_with("pgsql_tmp")) {
         return Some(Kind::Temporary);
     }
@@ -114,11 +120,6 @@ fn is_relation_file(name: &str) -> bool {
 }
 
 fn mariadb(name: &str, above: &[&str]) -> Option<Kind> {
-    const LOGS: [&str; 7] =
-        ["ib_logfile", "#ib_redo", "aria_log.", "binlog.", "mysql-bin.", "mariadb-bin.", "relay-bin."];
-    if LOGS.iter().any(|prefix| name.starts_with(prefix)) || above.contains(&"#innodb_redo") {
-        return Some(Kind::Log);
-    }
     if name.starts_with("#sql") || name.starts_with("ibtmp") || above.contains(&"#innodb_temp") {
         return Some(Kind::Temporary);
     }
@@ -131,7 +132,6 @@ fn mariadb(name: &str, above: &[&str]) -> Option<Kind> {
 
 fn sqlite(name: &str) -> Option<Kind> {
     match name {
-        _ if name.ends_with("-wal") || name.ends_with("-journal") => Some(Kind::Log),
         _ if name.starts_with("etilqs_") => Some(Kind::Temporary),
         _ if name.ends_with("-shm") => Some(Kind::Catalog),
         _ => None,

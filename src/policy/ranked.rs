@@ -116,7 +116,8 @@ fn keep_first(blocks: &mut Vec<u32>, count: usize, order: impl Fn(&u32, &u32) ->
     blocks.sort_unstable_by(order);
 }
 
-pub(super) fn place(block: u32) -> usize {
+/// Where a member stands in the table of blocks.
+pub(crate) fn place(block: u32) -> usize {
     usize::try_from(block).unwrap_or(usize::MAX)
 }
 

@@ -252,9 +252,14 @@ impl Volume {
         inner.image_blocks = inner.image_blocks + new_image - old_image;
         inner.promised_blocks = inner.promised_blocks + new_promise - old_promise;
         for tier in [old.tier(), old.copy].into_iter().flatten().filter(|&tier| !new.names(tier)) {
-            if self.vacated.lock().current.insert((file, block, tier)) {
-                self.space.add(tier, Held::Vacated, 1);
-            }
+            self.vacate(file, block, tier);
+        }
+    }
+
+    /// A place that no map entry names is to be freed after the next checkpoint. The caller holds the claim.
+    pub(super) fn vacate(&self, file: FileId, block: BlockNo, tier: TierId) {
+        if self.vacated.lock().current.insert((file, block, tier)) {
+            self.space.add(tier, Held::Vacated, 1);
         }
     }
 

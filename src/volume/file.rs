@@ -149,36 +149,3 @@ impl Inner {
         self.map.get(block).home == Home::Hole
     }
 }
-
-/// Is this the path of a database log: PostgreSQL's pg_wal, InnoDB's redo, Aria's and binary logs, SQLite's WAL and rollback journals?
-pub(super) fn is_log_path(path: &str) -> bool {
-    let mut parts = path.rsplit('/');
-    let name = parts.next().unwrap_or_default();
-    parts.any(|part| part == "pg_wal" || part == "pg_xlog" || part == "#innodb_redo")
-        || ["ib_logfile", "#ib_redo", "aria_log.", "binlog.", "mysql-bin.", "mariadb-bin.", "relay-bin."]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
-        || name.ends_with("-wal")
-        || name.ends_with("-journal")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_log_path;
-
-    #[test]
-    fn log_files_are_known_by_name() {
-        for path in [
-            "pg_wal/000000010000000000000001",
-            "ib_logfile0",
-            "#innodb_redo/#ib_redo12",
-            "app.db-wal",
-            "x/mysql-bin.000001",
-        ] {
-            assert!(is_log_path(path), "{path}");
-        }
-        for path in ["base/5/1259", "pg_wal", "ibdata1", "wal/x", "app.db"] {
-            assert!(!is_log_path(path), "{path}");
-        }
-    }
-}

@@ -268,7 +268,7 @@ impl Volume {
 
     fn read_base_observed(&self, file: &File, tier: TierId, start: u64, out: &mut [u8]) -> Result<()> {
         let began = clock::monotonic_now();
-        if tier.index() > 0 && tier.index() + 1 == self.tiers.len() {
+        if tier != TierId::FASTEST && self.is_slowest(tier) {
             self.read_slowest(file, tier, start, out)?;
         } else {
             self.read_base(file.id(), tier, start, out)?;

@@ -29,6 +29,7 @@ mod coalesce;
 mod file;
 mod inspect;
 mod io;
+pub mod log_paths;
 mod open;
 mod overlay;
 mod readers;
@@ -267,6 +268,11 @@ impl Volume {
         block.0 * self.block_bytes()
     }
 
+    /// Is this the last of the tiers? With one tier that is the fastest too.
+    fn is_slowest(&self, tier: TierId) -> bool {
+        tier.index() + 1 == self.tiers.len()
+    }
+
     fn objects(&self, tier: TierId) -> Result<&Objects> {
         self.objects.get(tier.index()).ok_or_else(|| Error::NotFound(format!("no tier {tier}")))
     }
@@ -393,7 +399,7 @@ impl Volume {
     /// Tells how a file is called (relative to the mount), so that log files are known by name. Called at create, lookup and rename.
     pub fn note_path(&self, file: &File, path: &str) {
         let further = self.path_listener.read().as_ref().is_some_and(|hears| hears(file.id(), path));
-        file.set_named_log(file::is_log_path(path) || further);
+        file.set_named_log(log_paths::is_log_path(path) || further);
     }
 
     fn degrade(&self, subject: &str, why: String) {

@@ -71,7 +71,7 @@ impl Volume {
         let written = self.write_image(file.id(), to, start, &image, self.used_of(file, start, image.len() as u64));
         self.note_tier_writes(to, written)?;
         // A copy is kept where room is cheapest: on the slowest tier.
-        let keep_copy = to < source && source.index() + 1 == self.tiers.len();
+        let keep_copy = to < source && self.is_slowest(source);
         Ok(self.flip_moved(file, first, blocks, source, wrote, keep_copy))
     }
 

@@ -38,6 +38,13 @@ pub struct TierStatus {
     pub copies: u64,
 }
 
+impl TierStatus {
+    /// Bytes that can be written now: within the budget, and there.
+    pub fn free_bytes(&self) -> u64 {
+        self.budget_bytes.saturating_sub(self.used_bytes).min(self.available_bytes)
+    }
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LogStatus {
     pub size_bytes: u64,

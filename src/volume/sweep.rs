@@ -2,7 +2,7 @@
 //!
 //! No map names them, so nobody reads them, and nobody would free them before the same block is placed there again.
 
-use super::space::Held;
+use super::file::Inner;
 use super::{File, Volume};
 use crate::device::BackingFile;
 use crate::error::{Error, Result};
@@ -42,21 +42,18 @@ impl Volume {
 
     /// Vacates a place if nothing names it. A block that somebody is at is passed over: it is being placed anew.
     fn abandon(&self, file: &File, block: BlockNo, tier: TierId) -> bool {
-        let named = || file.read().map.get(block).names(tier);
-        if named() || self.is_vacated(file.id(), block, tier) {
+        let is_abandoned = |inner: &Inner| {
+            !inner.removed && !inner.map.get(block).names(tier) && !self.is_vacated(file.id(), block, tier)
+        };
+        if !is_abandoned(&file.read()) {
             return false;
         }
         let Some(_claim) = self.claim(file.id(), block) else { return false };
         let inner = file.read();
-        if inner.removed || inner.map.get(block).names(tier) {
-            return false;
+        let abandoned = is_abandoned(&inner);
+        if abandoned {
+            self.vacate(file.id(), block, tier);
         }
-        let mut vacated = self.vacated.lock();
-        let key = (file.id(), block, tier);
-        let new = !vacated.frozen.contains(&key) && vacated.current.insert(key);
-        if new {
-            self.space.add(tier, Held::Vacated, 1);
-        }
-        new
+        abandoned
     }
 }

@@ -48,7 +48,7 @@ impl Mover {
     }
 
     fn work(&self, decisions: &[Decision], deadline: Instant, refused: Option<&Mutex<Vec<Decision>>>) {
-        let block_bytes = u64::from(self.recorder.settings().block_bytes);
+        let block_bytes = self.block_bytes();
         let mut open: Option<Arc<File>> = None;
         let mut left = decisions;
         while let Some(first) = left.first() {
@@ -144,7 +144,7 @@ impl Mover {
                 Outcome::Moved if decision.flip => *moved += 1,
                 Outcome::Moved => {
                     *moved += 1;
-                    *moved_bytes += u64::from(self.recorder.settings().block_bytes);
+                    *moved_bytes += self.block_bytes();
                 }
                 Outcome::Refused => *refused += 1,
                 Outcome::Failed => *failed += 1,
@@ -175,7 +175,7 @@ impl Mover {
                     Reason::Room { .. } => self.with_neighbours(file, block),
                     _ => (block, 1),
                 };
-                if self.wait_for_turn(count * u64::from(self.recorder.settings().block_bytes)) {
+                if self.wait_for_turn(count * self.block_bytes()) {
                     return;
                 }
                 let decision = |block| Decision { file, block, from, to, reason, gain_us: 0.0, flip: false };
@@ -192,7 +192,7 @@ impl Mover {
 
     /// The missed block and the blocks beside it that are in memory too: first and count.
     fn with_neighbours(&self, file: FileId, block: BlockNo) -> (BlockNo, u64) {
-        let most = RUN_BYTES / u64::from(self.recorder.settings().block_bytes).max(1);
+        let most = RUN_BYTES / self.block_bytes().max(1);
         let at_hand = |block: &u64| self.volume.has_image(file, BlockNo(*block));
         let first = (block.0.saturating_sub(most / 2)..block.0).rev().take_while(at_hand).last().unwrap_or(block.0);
         let last = (block.0 + 1..first + most).take_while(at_hand).last().unwrap_or(block.0);

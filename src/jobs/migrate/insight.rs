@@ -1,9 +1,9 @@
 //! What the mover tells about its decisions: those that it made, those that it would make now, and what other budgets would change.
 
+use super::Mover;
 use super::journal::JournalEntry;
-use super::{Mover, PlacementSettings, VolumeBlocks};
 use crate::error::{Error, Result};
-use crate::policy::placement::{PlacementState, Plan, Reason, plan};
+use crate::policy::placement::{Plan, Reason};
 use crate::policy::whatif::{Expectation, expect, settled};
 use crate::units::{BlockNo, FileId, TierId};
 use serde::{Deserialize, Serialize};
@@ -58,14 +58,7 @@ impl Mover {
             )
         };
         let tiers = self.tier_states(&status);
-        let settings = PlacementSettings {
-            bytes_per_plan: self.settings.bytes_per_second.saturating_mul(every.as_secs().max(1)),
-            ..self.settings.placement.clone()
-        };
-        let blocks = VolumeBlocks::new(self);
-        let block_bytes = u64::from(self.recorder.settings().block_bytes);
-        let state = PlacementState { number, block_bytes, tiers: &tiers, blocks: &blocks };
-        Preview { plan: plan(&state, &settings), due_in }
+        Preview { plan: self.ask_policy(number, every, &tiers), due_in }
     }
 
     /// The latest decisions about any of these files that `wanted` accepts, newest first.
@@ -77,7 +70,7 @@ impl Mover {
     pub fn what_if(&self, change: impl Fn(usize, u64) -> u64) -> Result<WhatIf> {
         let budget_bytes: Vec<u64> = self.volume.status().tiers.iter().map(|tier| tier.budget_bytes).collect();
         let changed_bytes: Vec<u64> = budget_bytes.iter().enumerate().map(|(at, bytes)| change(at, *bytes)).collect();
-        let block_bytes = u64::from(self.recorder.settings().block_bytes).max(1);
+        let block_bytes = self.block_bytes().max(1);
         let outlook = self.outlook.lock();
         if outlook.tiers.len() != budget_bytes.len() {
             return Err(Error::NotFound("nothing has been planned yet: ask again in some seconds".to_owned()));

@@ -1,6 +1,7 @@
 //! Orders that know the future, to measure against: nobody can do much better within the same budget.
 
 use super::epochs::EPOCHS;
+use crate::policy::ranked::place;
 
 /// What a block is worth at the end of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub(super) fn futures(order: Order, counts: &[Vec<(u32, f32)>], blocks: usize) -
     for (number, future) in futures.iter_mut().enumerate().rev() {
         worth.iter_mut().for_each(|worth| *worth *= order.factor());
         for (block, count) in counts.get(number + 1).into_iter().flatten() {
-            if let Some(worth) = worth.get_mut(super::tiers::place(*block)) {
+            if let Some(worth) = worth.get_mut(place(*block)) {
                 *worth += count;
             }
         }

@@ -4,6 +4,7 @@ use super::clairvoyant::{Order, futures};
 use super::trace::{Operation, Trace};
 use crate::heat::Streams;
 use crate::heat::forecast::{Access, EpochClock, FileClass, Predictor, Scores};
+use crate::policy::ranked::place;
 use crate::units::{BlockNo, FileId};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
@@ -115,7 +116,7 @@ impl Timeline {
         for scored in &scores.blocks {
             let Some(number) = self.numbers.get(&(scored.file, scored.block)) else { continue };
             for (values, score) in table.iter_mut().zip(scored.scores) {
-                values[super::tiers::place(*number)] = score;
+                values[place(*number)] = score;
             }
         }
         table

@@ -17,6 +17,7 @@ pub use trace::{Operation, Record, Trace};
 use crate::error::{Error, Result};
 use crate::heat::forecast::{DECAYS, Forecast, ForecastSettings, Predictor, Scores};
 use crate::policy::gate::{Contender, Gate, GateStatus};
+use crate::policy::ranked::place;
 use crate::units::DEFAULT_BLOCK_BYTES;
 use clairvoyant::Order;
 use epochs::Timeline;
@@ -133,7 +134,7 @@ pub fn replay(trace: &Trace, conditions: &Conditions) -> Vec<Outcome> {
                 continue;
             }
             for block in timeline.touched(touch) {
-                let (file, at) = timeline.blocks[tiers::place(*block)];
+                let (file, at) = timeline.blocks[place(*block)];
                 for run in &mut runs {
                     run.tiers.access(*block);
                     if let Driver::Gated(gate) = &mut run.driver {

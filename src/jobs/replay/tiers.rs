@@ -107,7 +107,3 @@ impl Tiers {
         self.report
     }
 }
-
-pub(super) fn place(block: u32) -> usize {
-    usize::try_from(block).unwrap_or(usize::MAX)
-}
