@@ -171,7 +171,7 @@ pub(super) struct Adopt {
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = parse_bytes)]
     pub(super) block_size: u64,
     /// Size of the write log on the fastest tier, fixed from now on.
-    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = parse_bytes)]
     pub(super) log_size: u64,
     /// Size of the log's segments, fixed from now on.
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_bytes)]

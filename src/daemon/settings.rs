@@ -128,7 +128,7 @@ impl Reserve {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct FuseSettings {
-    /// None: four for each core, from 8 to 32.
+    /// None: one more than cores, from 3 to 16.
     pub threads: Option<usize>,
     pub max_background: u16,
     pub read_ahead_bytes: u64,
@@ -291,7 +291,7 @@ fn read_block_size(root: &mut Section) -> Result<u32> {
 
 fn read_log(log: &mut Section, origin: &str) -> Result<LogSettings> {
     let settings = LogSettings {
-        size_bytes: log.bytes("size", GIB, 16 * MIB..=TIB)?,
+        size_bytes: log.bytes("size", 4 * GIB, 16 * MIB..=TIB)?,
         segment_bytes: log.bytes("segment_size", 64 * MIB, MIB..=GIB)?,
         payload_cache_bytes: log.bytes("payload_cache", 16 * MIB, 0..=64 * GIB)?,
     };

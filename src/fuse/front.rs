@@ -60,7 +60,8 @@ pub struct Front {
     syncs: Pool,
     directories: RwLock<HashMap<u64, Arc<Stream>>>,
     open_files: AtomicU64,
-    /// Workers reading a device at this moment, and how many may: the others stay free for what needs none.
+    /// Workers reading the fastest tier or the log at this moment, and how many may: one stays free for what needs no device. Handing a
+    /// read over to the pool costs two more switches of threads, as much as a fast device takes to answer.
     reading: AtomicUsize,
     reading_max: usize,
     /// Handles are numbers never used again: a late request with an old one must not meet a new directory.
@@ -83,7 +84,7 @@ impl Front {
             directories: RwLock::default(),
             open_files: AtomicU64::new(0),
             reading: AtomicUsize::new(0),
-            reading_max: (workers / 2).max(1),
+            reading_max: workers.saturating_sub(1).max(1),
             next_handle: AtomicU64::new(1),
         }
     }

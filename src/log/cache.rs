@@ -2,7 +2,7 @@
 
 use crate::units::PAGE;
 use bytes::{Buf, BytesMut};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,36 +10,67 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Memory is taken in pieces of this size, in bytes, and handed to one group after the other: groups differ in size, and one allocation for each
 /// would leave holes as large as the cache itself.
 const PIECE_BYTES: usize = 2 << 20;
+/// A piece with what its alignment takes and a rest that stays behind as its handle.
+const ALLOCATED_BYTES: usize = PIECE_BYTES + 2 * PAGE;
+
+/// The pieces in use, oldest first. A piece whose groups are all gone is used again: fresh memory costs a page fault for
+/// every page that a writer touches first, which is more than copying the page.
+#[derive(Default)]
+pub(super) struct Pieces {
+    handles: Mutex<VecDeque<BytesMut>>,
+}
+
+impl Pieces {
+    /// At least `len` zeroed bytes on a page boundary.
+    fn take(&self, len: usize) -> BytesMut {
+        if len > PIECE_BYTES {
+            return aligned(BytesMut::zeroed(len + PAGE), len).0;
+        }
+        let mut handles = self.handles.lock();
+        // Groups leave in the order in which they came: if the oldest piece is in use, so are the others.
+        let free = handles.front_mut().is_some_and(|oldest| oldest.try_reclaim(ALLOCATED_BYTES));
+        let mut bytes = if free { handles.pop_front().unwrap_or_default() } else { BytesMut::new() };
+        bytes.resize(ALLOCATED_BYTES, 0);
+        let (piece, mut handle) = aligned(bytes, PIECE_BYTES);
+        handle.clear();
+        handles.push_back(handle);
+        piece
+    }
+}
+
+/// Cuts `len` bytes on a page boundary out of the front; returns them and what is behind.
+fn aligned(mut bytes: BytesMut, len: usize) -> (BytesMut, BytesMut) {
+    let to_boundary = bytes.as_ptr().align_offset(PAGE).min(PAGE);
+    bytes.advance(to_boundary);
+    let rest = bytes.split_off(len);
+    (bytes, rest)
+}
 
 /// Zeroed memory on page boundaries, of which a group has used the front.
 pub(super) struct Pages {
     bytes: BytesMut,
     used: usize,
+    pieces: Arc<Pieces>,
 }
 
 impl Pages {
-    fn with_room(len: usize) -> Pages {
-        let len = len.max(PIECE_BYTES);
-        let mut bytes = BytesMut::zeroed(len + PAGE);
-        let to_boundary = bytes.as_ptr().align_offset(PAGE).min(PAGE);
-        bytes.advance(to_boundary);
-        bytes.truncate(len);
-        Pages { bytes, used: 0 }
+    pub fn from(pieces: &Arc<Pieces>) -> Pages {
+        Pages { bytes: pieces.take(PAGE), used: 0, pieces: Arc::clone(pieces) }
     }
 
     /// Makes at least `len` bytes, whole pages, usable.
     pub fn grow(&mut self, len: usize) {
         if len > self.bytes.len() {
-            let mut larger = Pages::with_room(len);
-            larger.bytes[..self.used].copy_from_slice(&self.bytes[..self.used]);
-            self.bytes = larger.bytes;
+            let mut larger = self.pieces.take(len);
+            larger[..self.used].copy_from_slice(&self.bytes[..self.used]);
+            self.bytes = larger;
         }
         self.used = self.used.max(len);
     }
 
     /// Gives up what is not used, for the next group.
     pub fn split_rest(&mut self) -> Pages {
-        Pages { bytes: self.bytes.split_off(self.used), used: 0 }
+        Pages { bytes: self.bytes.split_off(self.used), used: 0, pieces: Arc::clone(&self.pieces) }
     }
 }
 
@@ -64,9 +95,8 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// `rest`: what the group before left.
-    pub fn new(start: u64, rest: Option<Pages>) -> Group {
-        let mut buf = rest.unwrap_or_else(|| Pages::with_room(PAGE));
+    /// `buf`: what the group before left, or new.
+    pub fn new(start: u64, mut buf: Pages) -> Group {
         buf.grow(PAGE);
         Group { start, buf: RwLock::new(buf) }
     }
@@ -136,17 +166,17 @@ mod tests {
 
     #[test]
     fn groups_share_pieces_on_page_boundaries_and_keep_apart() {
-        let mut rest = None;
+        let mut rest = Pages::from(&Arc::default());
         let mut groups = Vec::new();
         for group in 0u8..200 {
-            let pages = Group::new(0, rest.take());
+            let pages = Group::new(0, rest);
             let mut buf = pages.buf.write();
             let len = (1 + usize::from(group) % 90) * PAGE;
             buf.grow(len);
             assert!(buf.iter().all(|byte| *byte == 0), "group {group} begins with zeros");
             assert_eq!((buf.len(), buf.as_ptr().align_offset(PAGE)), (len, 0));
             buf.fill(group);
-            rest = Some(buf.split_rest());
+            rest = buf.split_rest();
             drop(buf);
             groups.push(pages);
         }
@@ -157,11 +187,25 @@ mod tests {
 
     #[test]
     fn a_group_that_outgrows_its_piece_keeps_its_bytes() {
-        let pages = Group::new(0, None);
+        let pages = Group::new(0, Pages::from(&Arc::default()));
         let mut buf = pages.buf.write();
         buf.fill(7);
         buf.grow(PIECE_BYTES + PAGE);
         assert!(buf[..PAGE].iter().all(|byte| *byte == 7) && buf[PAGE..].iter().all(|byte| *byte == 0));
         assert_eq!((buf.len(), buf.as_ptr().align_offset(PAGE)), (PIECE_BYTES + PAGE, 0));
+    }
+    #[test]
+    fn a_piece_is_used_again_once_its_groups_are_gone_and_not_before() {
+        let pieces = Arc::default();
+        let first = Group::new(0, Pages::from(&pieces));
+        first.buf.write().fill(9);
+        let address = first.buf.read().as_ptr();
+        let second = Group::new(0, Pages::from(&pieces));
+        assert_ne!(second.buf.read().as_ptr(), address, "the first group is still there");
+        drop(first);
+        let third = Group::new(0, Pages::from(&pieces));
+        assert_eq!(third.buf.read().as_ptr(), address, "its memory is used again");
+        assert!(third.buf.read().iter().all(|byte| *byte == 0), "nothing of the old group is left");
+        assert_eq!(pieces.handles.lock().len(), 2);
     }
 }

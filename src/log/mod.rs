@@ -19,11 +19,13 @@ mod cache;
 mod commit;
 mod recover;
 mod segments;
+mod stretch;
 
 pub use recover::{RedoPoint, Replayed, recover};
 pub use segments::create;
+pub use stretch::Stretch;
 
-use crate::device::{AlignedBuf, BackingFile, Device};
+use crate::device::{BackingFile, Device};
 use crate::error::{Error, Result};
 use crate::ondisk::group::{FLAG_LET_DIE, GroupHeader, RecordHeader, RecordKind};
 use crate::ondisk::summary;
@@ -174,6 +176,8 @@ pub struct Log {
     /// CRC-32C of every page of every slot that holds part of a group: 1/1024 of the log in memory.
     page_crcs: Vec<RwLock<Vec<u32>>>,
     cache: PayloadCache,
+    /// Memory of groups.
+    pieces: Arc<cache::Pieces>,
     state: Mutex<State>,
     chain: Mutex<Chain>,
     work: Condvar,
@@ -207,6 +211,7 @@ impl Log {
             slot_paths,
             page_crcs: replayed.page_crcs.into_iter().map(RwLock::new).collect(),
             cache: PayloadCache::new(payload_cache_bytes),
+            pieces: Arc::default(),
             state: Mutex::new(State {
                 head: None,
                 next_segment_seq: replayed.next_segment_seq,
@@ -340,7 +345,8 @@ impl Log {
             }
         };
         let start = segment_seq * self.geometry.segment_bytes + offset;
-        let group = Arc::new(Group::new(start, state.unused.take()));
+        let room = state.unused.take().unwrap_or_else(|| cache::Pages::from(&self.pieces));
+        let group = Arc::new(Group::new(start, room));
         self.cache.push(group.clone(), self.durable_address());
         state.open = Some(OpenGroup { group, records: Vec::new(), inline_bytes: 0, payload_pages: 0 });
         Ok(())
@@ -374,36 +380,7 @@ impl Log {
 
     /// Reads payload bytes at `position`, which one record owns, verified against their checksums.
     pub fn read(&self, position: u64, buf: &mut [u8]) -> Result<()> {
-        if self.cache.read(position, buf) {
-            self.counters.reads_from_cache.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
-        }
-        self.counters.reads_from_device.fetch_add(1, Ordering::Relaxed);
-        let first_page = position / PAGE_BYTES * PAGE_BYTES;
-        let end = (position + buf.len() as u64).next_multiple_of(PAGE_BYTES);
-        let mut pages = AlignedBuf::zeroed(usize::try_from(end - first_page).unwrap_or(0));
-        let (seq, offset) = (self.geometry.segment_of(position), first_page % self.geometry.segment_bytes);
-        let slot = self.geometry.slot(seq);
-        let (Some(file), Some(path), Some(crcs)) =
-            (self.slots.get(slot), self.slot_paths.get(slot), self.page_crcs.get(slot))
-        else {
-            return Err(Error::NotFound(format!("no log segment {seq}")));
-        };
-        file.read_at(&mut pages, offset).map_err(|e| Error::io("read log segment", path, e))?;
-        let crcs = crcs.read();
-        let first = usize::try_from(offset / PAGE_BYTES).unwrap_or(0);
-        for (index, page) in pages.chunks_exact(PAGE).enumerate() {
-            if crcs.get(first + index).copied() != Some(crc32c::crc32c(page)) {
-                let offset = offset + (index * PAGE) as u64;
-                let why = "payload does not match its checksum".to_string();
-                return Err(Error::Corrupt { what: "log payload", path: path.clone(), offset, why });
-            }
-        }
-        let skip = usize::try_from(position - first_page).unwrap_or(0);
-        if let Some(bytes) = pages.get(skip..skip + buf.len()) {
-            buf.copy_from_slice(bytes);
-        }
-        Ok(())
+        self.read_along(&mut Stretch::default(), position, buf)
     }
 }
 

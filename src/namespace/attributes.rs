@@ -94,6 +94,8 @@ impl Namespace {
 
     pub fn change(&self, inode: u64, caller: Caller, changes: Changes) -> Outcome<Attributes> {
         let node = self.node(inode)?;
+        let changing = self.changing();
+        changing.inode(&node);
         if changes.mode.is_some() || changes.uid.is_some() || changes.gid.is_some() || changes == Changes::default() {
             self.change_owner_and_mode(&node, changes)?;
         }
@@ -192,6 +194,8 @@ impl Namespace {
             // Without group execution the setgid bit is no privilege but a mark for mandatory locks.
             keep &= !libc::S_ISGID;
         }
+        let changing = self.changing();
+        changing.inode(node);
         if keep != stat.st_mode & 0o7777 {
             self.change_mode(node, keep)?;
             self.note_change(node, &[]);
@@ -267,7 +271,7 @@ fn overlay(stat: &FileStat, engine: Option<FileAttr>, buried: bool) -> Attribute
     }
 }
 
-fn times(stat: &FileStat) -> (Time, Time, Time) {
+pub(super) fn times(stat: &FileStat) -> (Time, Time, Time) {
     let time = |seconds, nanoseconds| Time { seconds, nanoseconds: u32::try_from(nanoseconds).unwrap_or(0) };
     (
         time(stat.st_atime, stat.st_atime_nsec),

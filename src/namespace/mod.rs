@@ -20,6 +20,7 @@ mod descriptors;
 mod directory;
 mod fault;
 mod grave;
+mod image;
 mod names;
 mod node;
 mod sync;
@@ -30,6 +31,7 @@ pub use attributes::{Attributes, Changes, Time, TimeChange};
 pub use credentials::Caller;
 pub use directory::{Entry, Stream};
 pub use fault::{Fault, Outcome};
+pub use image::{Image, ImageEntry, Inode};
 pub use names::{Linked, RenameMode, Special};
 pub use node::{Node, ROOT_INODE};
 pub use walk::Visit;
@@ -49,7 +51,7 @@ use node::{Content, Place, Table};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::ffi::{CStr, CString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,6 +97,7 @@ pub struct Namespace {
     budget: Arc<Budget>,
     table: Table,
     grave: Arc<Grave>,
+    imaging: image::Imaging,
     untrusted_files: std::sync::atomic::AtomicU64,
 }
 
@@ -130,6 +133,7 @@ impl Namespace {
             table: Table::new(Arc::clone(&root)),
             root,
             grave,
+            imaging: image::Imaging::default(),
             tree_path,
             untrusted_files: Default::default(),
         }))
@@ -260,7 +264,7 @@ impl Namespace {
 }
 
 /// The file id that an inode of home carries, or why it has none that counts.
-fn read_identity(fd: &OwnedFd, volume_id: Uuid, inode: u64) -> std::result::Result<FileId, String> {
+fn read_identity(fd: impl AsFd, volume_id: Uuid, inode: u64) -> std::result::Result<FileId, String> {
     let name = CString::new(XATTR_FILE_ID).map_err(|error| error.to_string())?;
     let mut bytes = [0; 2 * FILE_ID_BYTES];
     let length = match sys_home::get_xattr(fd, &name, &mut bytes) {

@@ -110,6 +110,8 @@ impl Namespace {
         check_component(name)?;
         let parent = self.node(parent)?;
         let id = self.volume.issue_file_id()?;
+        let changing = self.changing();
+        changing.name(&parent, name);
         let made = self.make_nameless(&parent, caller, mode & 0o7777, umask)?;
         let stat = fstat(&made)?;
         let identity = FileIdentity { volume: self.volume_id, file: id, home_inode: stat.st_ino }.encode();
@@ -182,6 +184,8 @@ impl Namespace {
     ) -> Outcome<Linked> {
         check_component(name)?;
         let parent = self.node(parent)?;
+        let changing = self.changing();
+        changing.name(&parent, name);
         {
             let (_acting, mode) = Acting::begin(self.daemon, caller, mode & 0o7777, umask);
             create(&parent.fd()?, name, Mode::from_bits_truncate(mode))?;
@@ -195,6 +199,9 @@ impl Namespace {
         check_component(name)?;
         let parent = self.node(parent)?;
         let node = self.hold(inode)?;
+        let changing = self.changing();
+        changing.name(&parent, name);
+        changing.inode(&node);
         if let Err(fault) = self.link_node(&node, &parent, name) {
             self.release(inode, 1);
             return Err(fault);
@@ -222,6 +229,8 @@ impl Namespace {
         check_component(name)?;
         let parent = self.node(parent)?;
         let target = self.resolve(&parent, name)?;
+        let changing = self.changing();
+        changing.name(&parent, name);
         let unlinked = self.without_last_name(&target, || unlinkat(parent.fd()?, name, UnlinkatFlags::NoRemoveDir));
         if unlinked.is_ok() {
             self.note_change(&target, &[&parent]);
@@ -234,6 +243,8 @@ impl Namespace {
         check_component(name)?;
         let parent = self.node(parent)?;
         let target = self.resolve(&parent, name)?;
+        let changing = self.changing();
+        changing.name(&parent, name);
         let removed = self.without_last_name(&target, || unlinkat(parent.fd()?, name, UnlinkatFlags::RemoveDir));
         self.release(target.inode, 1);
         removed
@@ -287,6 +298,9 @@ impl Namespace {
             }
         };
         let (from, to) = ((&parent, name), (&new_parent, new_name));
+        let changing = self.changing();
+        changing.name(&parent, name);
+        changing.name(&new_parent, new_name);
         let renamed = self.rename_nodes(&source, target.as_deref(), from, to, mode);
         if renamed.is_ok() {
             self.after_rename(&source, target.as_ref(), from, to, mode);

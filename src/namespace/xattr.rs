@@ -24,7 +24,7 @@ impl Namespace {
         let node = self.node(inode)?;
         let name = c_name(name)?;
         let fd = node.fd()?;
-        read_growing(|buf| sys_home::get_xattr(&fd, &name, buf))
+        Ok(read_growing(|buf| sys_home::get_xattr(&fd, &name, buf))?)
     }
 
     /// All names, each ended by NUL; without ours.
@@ -40,6 +40,8 @@ impl Namespace {
             return Err(Errno::EPERM.into());
         }
         let node = self.node(inode)?;
+        let changing = self.changing();
+        changing.inode(&node);
         sys_home::set_xattr(node.fd()?, &c_name(name)?, value, flags)?;
         node.privileges.store(PRIVILEGES_UNKNOWN, Ordering::Relaxed);
         self.note_change(&node, &[]);
@@ -55,6 +57,8 @@ impl Namespace {
             return Err(Errno::EPERM.into());
         }
         let node = self.node(inode)?;
+        let changing = self.changing();
+        changing.inode(&node);
         sys_home::remove_xattr(node.fd()?, &c_name(name)?)?;
         self.note_change(&node, &[]);
         Ok(())
@@ -76,7 +80,7 @@ impl Namespace {
     }
 }
 
-fn is_hidden(name: &[u8]) -> bool {
+pub(super) fn is_hidden(name: &[u8]) -> bool {
     name.starts_with(XATTR_PREFIX.as_bytes())
 }
 
@@ -95,7 +99,7 @@ fn c_name(name: &OsStr) -> Outcome<CString> {
 }
 
 /// Reads a value whose length may change between asking for it and reading it.
-fn read_growing(read: impl Fn(&mut [u8]) -> nix::Result<usize>) -> Outcome<Vec<u8>> {
+pub(super) fn read_growing(read: impl Fn(&mut [u8]) -> nix::Result<usize>) -> nix::Result<Vec<u8>> {
     let mut value = vec![0; 256];
     loop {
         match read(&mut value) {
@@ -107,7 +111,7 @@ fn read_growing(read: impl Fn(&mut [u8]) -> nix::Result<usize>) -> Outcome<Vec<u
                 let needed = read(&mut [])?;
                 value.resize(needed.max(value.len()) + 64, 0);
             }
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(errno),
         }
     }
 }

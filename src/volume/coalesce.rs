@@ -11,6 +11,7 @@ use super::status::count;
 use super::{Applied, File, Volume, Wrote};
 use crate::device::{AlignedBuf, clock};
 use crate::error::{Error, Result};
+use crate::log::Stretch;
 use crate::units::{BlockNo, FileId, PAGE_BYTES, TierId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,6 +30,21 @@ pub(super) enum Outcome {
     Later,
 }
 
+/// One thread's way through blocks to coalesce.
+struct Sweep {
+    /// Of blocks on the fastest tier only records below this address are applied; later ones may still die in the log.
+    before: u64,
+    log: Stretch,
+}
+
+/// A block to coalesce.
+struct Listed {
+    file: Arc<File>,
+    block: BlockNo,
+    /// Address of its oldest record.
+    oldest: u64,
+}
+
 /// What one coalescing of a block is about.
 struct Gathered {
     pieces: Vec<Extent>,
@@ -39,11 +55,11 @@ struct Gathered {
 
 impl Volume {
     /// Applies what is durable of one block. The caller does not hold the claim.
-    pub(super) fn coalesce_block(&self, file: &Arc<File>, block: BlockNo) -> Result<Outcome> {
+    fn coalesce_block(&self, file: &Arc<File>, block: BlockNo, sweep: &mut Sweep) -> Result<Outcome> {
         let Some(_claim) = self.claim(file.id(), block) else { return Ok(Outcome::Later) };
         // What was cut or overwritten meanwhile must not be recycled, nor the objects of a removed file be made again.
         let _reading = self.readers.enter();
-        let Some(gathered) = self.outstanding(file, block) else { return Ok(Outcome::Done) };
+        let Some(gathered) = self.outstanding(file, block, sweep.before) else { return Ok(Outcome::Done) };
         let (start, end) = (self.block_start(block), self.block_start(block) + self.block_bytes());
         let zeros = gathered.pieces.iter().filter(|piece| matches!(piece.source, Source::Zeros(_)));
         if zeros.map(Extent::len).sum::<u64>() == end - start {
@@ -52,40 +68,47 @@ impl Volume {
         match gathered.place.home {
             Home::Tier(tier) => {
                 if self.in_backoff(tier) {
-                    return self.place_elsewhere(file, block, gathered, tier);
+                    return self.place_elsewhere(file, block, gathered, tier, sweep);
                 }
-                let images = self.images_in_place(file, tier, &gathered)?;
+                let images = self.images_in_place(file, tier, &gathered, sweep)?;
                 let wrote = self.about_to_write(tier);
                 let written =
                     images.iter().try_for_each(|(from, image)| self.write_base(file.id(), tier, *from, image));
                 match self.note_tier_writes(tier, written) {
                     Ok(()) => Ok(self.flip(file, block, gathered, Place::on(tier), Some(wrote))),
-                    Err(_) => self.place_elsewhere(file, block, gathered, tier),
+                    Err(_) => self.place_elsewhere(file, block, gathered, tier, sweep),
                 }
             }
             Home::Hole | Home::Promised => {
                 let image = AlignedBuf::zeroed(usize::try_from(end - start).unwrap_or(0));
-                self.write_full_image(file, block, gathered, image)
+                self.write_full_image(file, block, gathered, image, sweep)
             }
         }
     }
 
-    /// The durable extents of a block, as they are now. None: nothing to do.
-    fn outstanding(&self, file: &File, block: BlockNo) -> Option<Gathered> {
+    /// The durable extents of a block, as they are now; of a block on the fastest tier those below `before`. None: nothing to do.
+    fn outstanding(&self, file: &File, block: BlockNo, before: u64) -> Option<Gathered> {
         let (start, end) = (self.block_start(block), self.block_start(block) + self.block_bytes());
         let durable = self.log.durable_address();
         let inner = file.read();
         if inner.removed {
             return None;
         }
-        let pieces: Vec<Extent> =
-            inner.overlay.range(start, end).filter(|piece| piece.source.address() < durable).collect();
         let place = inner.map.get(block);
+        let limit = if place.tier() == Some(TierId::FASTEST) { durable.min(before) } else { durable };
+        let pieces: Vec<Extent> =
+            inner.overlay.range(start, end).filter(|piece| piece.source.address() < limit).collect();
         (!pieces.is_empty()).then_some(Gathered { pieces, place, cuts: inner.cuts, size_bytes: inner.size_bytes })
     }
 
     /// The 4 KiB runs that the pieces touch, each with its new bytes; reads only where a run is not covered whole.
-    fn images_in_place(&self, file: &File, tier: TierId, gathered: &Gathered) -> Result<Vec<(u64, AlignedBuf)>> {
+    fn images_in_place(
+        &self,
+        file: &File,
+        tier: TierId,
+        gathered: &Gathered,
+        sweep: &mut Sweep,
+    ) -> Result<Vec<(u64, AlignedBuf)>> {
         let mut images = Vec::new();
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for piece in &gathered.pieces {
@@ -101,7 +124,7 @@ impl Volume {
             if pieces.iter().map(Extent::len).sum::<u64>() < to - from {
                 self.read_base(file.id(), tier, from, &mut image)?;
             }
-            self.overlay_onto(&mut image, from, &pieces)?;
+            self.overlay_onto(&mut image, from, &pieces, &mut sweep.log)?;
             images.push((from, image));
         }
         Ok(images)
@@ -109,23 +132,30 @@ impl Volume {
 
     /// The block's tier takes no writes now. While the log has room its records wait for the tier to come back; then the block
     /// gets a full image on another tier, so that one broken tier does not fill the log for all.
-    fn place_elsewhere(&self, file: &Arc<File>, block: BlockNo, gathered: Gathered, broken: TierId) -> Result<Outcome> {
+    fn place_elsewhere(
+        &self,
+        file: &Arc<File>,
+        block: BlockNo,
+        gathered: Gathered,
+        broken: TierId,
+        sweep: &mut Sweep,
+    ) -> Result<Outcome> {
         if self.log_fill() < self.options.coalesce_at_fill || self.space.unpromised_blocks() < 1 {
             return Ok(Outcome::Later);
         }
         let mut image = AlignedBuf::zeroed(usize::try_from(self.block_bytes()).unwrap_or(0));
         self.read_base(file.id(), broken, self.block_start(block), &mut image)?;
-        self.write_full_image(file, block, gathered, image)
+        self.write_full_image(file, block, gathered, image, sweep)
     }
 
-    fn overlay_onto(&self, image: &mut [u8], image_start: u64, pieces: &[Extent]) -> Result<()> {
+    fn overlay_onto(&self, image: &mut [u8], image_start: u64, pieces: &[Extent], log: &mut Stretch) -> Result<()> {
         for piece in pieces {
             let from = usize::try_from(piece.start - image_start).unwrap_or(usize::MAX);
             let to = usize::try_from(piece.end - image_start).unwrap_or(usize::MAX);
             let Some(target) = image.get_mut(from..to) else { continue };
             match piece.source {
                 Source::Zeros(_) => target.fill(0),
-                Source::Log(position) => self.log.read(position, target)?,
+                Source::Log(position) => self.log.read_along(log, position, target)?,
             }
         }
         Ok(())
@@ -138,9 +168,10 @@ impl Volume {
         block: BlockNo,
         gathered: Gathered,
         mut image: AlignedBuf,
+        sweep: &mut Sweep,
     ) -> Result<Outcome> {
         let (start, end) = (self.block_start(block), self.block_start(block) + self.block_bytes());
-        self.overlay_onto(&mut image, start, &gathered.pieces)?;
+        self.overlay_onto(&mut image, start, &gathered.pieces, &mut sweep.log)?;
         let image_end = gathered.size_bytes.max(gathered.pieces.last().map_or(0, |piece| piece.end)).clamp(start, end);
         for tier in self.tiers_for_first_image(file, block) {
             let wrote = self.about_to_write(tier);
@@ -300,37 +331,52 @@ impl Volume {
         written
     }
 
-    /// Coalesces these blocks, slow tiers in (file, offset) order, each tier on a thread of its own when `parallel`. Returns how many stay.
-    pub(super) fn coalesce_blocks(&self, mut blocks: Vec<(FileId, BlockNo)>, parallel: bool) -> Result<u64> {
+    /// Coalesces these blocks, slow tiers in (file, offset) order, each tier on a thread of its own when `parallel`. Of blocks on the
+    /// fastest tier only records below the address `before` are applied. Returns how many blocks stay.
+    pub(super) fn coalesce_blocks(
+        &self,
+        mut blocks: Vec<(FileId, BlockNo)>,
+        before: u64,
+        parallel: bool,
+    ) -> Result<u64> {
         blocks.sort_unstable();
         blocks.dedup();
-        let mut by_tier: BTreeMap<Option<TierId>, Vec<(Arc<File>, BlockNo)>> = BTreeMap::new();
+        let mut by_tier: BTreeMap<TierId, Vec<Listed>> = BTreeMap::new();
         let mut last: Option<Arc<File>> = None;
         for (id, block) in blocks {
             let file = match last.take() {
                 Some(file) if file.id() == id => file,
                 _ => self.file(id)?,
             };
-            let tier = file.read().map.get(block).tier();
-            by_tier.entry(tier.or(Some(TierId::FASTEST))).or_default().push((file.clone(), block));
+            let inner = file.read();
+            let tier = inner.map.get(block).tier().unwrap_or(TierId::FASTEST);
+            let (start, end) = (self.block_start(block), self.block_start(block) + self.block_bytes());
+            let oldest = inner.overlay.range(start, end).map(|piece| piece.source.address()).min().unwrap_or(u64::MAX);
+            drop(inner);
+            by_tier.entry(tier).or_default().push(Listed { file: file.clone(), block, oldest });
             last = Some(file);
         }
+        if let Some(fastest) = by_tier.get_mut(&TierId::FASTEST) {
+            fastest.sort_by_key(|listed| listed.oldest);
+        }
         if !parallel || by_tier.len() < 2 {
-            return by_tier.values().map(|blocks| self.coalesce_list(blocks)).sum();
+            return by_tier.values().map(|blocks| self.coalesce_list(blocks, before)).sum();
         }
         std::thread::scope(|scope| {
-            let workers: Vec<_> = by_tier.values().map(|blocks| scope.spawn(|| self.coalesce_list(blocks))).collect();
+            let workers: Vec<_> =
+                by_tier.values().map(|blocks| scope.spawn(|| self.coalesce_list(blocks, before))).collect();
             workers.into_iter().map(|worker| worker.join().unwrap_or(Ok(0))).sum()
         })
     }
 
-    fn coalesce_list(&self, blocks: &[(Arc<File>, BlockNo)]) -> Result<u64> {
+    fn coalesce_list(&self, blocks: &[Listed], before: u64) -> Result<u64> {
         let mut later = 0;
-        for (file, block) in blocks {
+        let mut sweep = Sweep { before, log: Stretch::default() };
+        for Listed { file, block, .. } in blocks {
             if self.log.failure().is_some() {
                 return self.check_writable().map(|()| 0);
             }
-            match self.coalesce_block(file, *block) {
+            match self.coalesce_block(file, *block, &mut sweep) {
                 Ok(Outcome::Done) => self.restore_health_of_file(file.id()),
                 Ok(Outcome::Later) => later += 1,
                 Err(error @ Error::ReadOnly { .. }) => return Err(error),
@@ -343,8 +389,12 @@ impl Volume {
         Ok(later)
     }
 
-    /// Blocks that have live records in the segment.
-    pub(super) fn touched_blocks(&self, segment_seq: u64) -> Vec<(FileId, BlockNo)> {
+    /// Blocks with live records in the segment that lie on a tier, or on none yet, for which `wanted` says yes.
+    pub(super) fn touched_blocks(
+        &self,
+        segment_seq: u64,
+        wanted: impl Fn(Option<TierId>) -> bool,
+    ) -> Vec<(FileId, BlockNo)> {
         let Some(list) = self.touched.get(self.geometry().slot(segment_seq)) else { return Vec::new() };
         let list = list.lock().clone();
         let mut blocks = Vec::new();
@@ -357,7 +407,8 @@ impl Volume {
             for extent in inner.overlay.range(start, end) {
                 if self.geometry().segment_of(extent.source.address()) == segment_seq {
                     let (from, to) = (self.block_of(extent.start), self.block_of(extent.end - 1));
-                    blocks.extend((from.0..=to.0).map(|block| (id, BlockNo(block))));
+                    let on_wanted = |block: &BlockNo| wanted(inner.map.get(*block).tier());
+                    blocks.extend((from.0..=to.0).map(BlockNo).filter(on_wanted).map(|block| (id, block)));
                 }
             }
         }
@@ -385,7 +436,7 @@ impl Volume {
             let total = blocks.len() as u64;
             let mut later = 0;
             for (index, chunk) in blocks.chunks(1024).enumerate() {
-                later += self.coalesce_blocks(chunk.to_vec(), true)?;
+                later += self.coalesce_blocks(chunk.to_vec(), u64::MAX, true)?;
                 progress((index as u64 * 1024 + chunk.len() as u64).min(total), total);
             }
             if later > 0 {

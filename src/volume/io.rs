@@ -198,7 +198,7 @@ impl Volume {
             return Err(Error::LogFull);
         }
         self.log.flush_closed()?;
-        self.make_log_room()
+        self.make_log_room(super::threads::Drain::Oldest)
     }
 
     /// Fills `buf` from `offset` and returns how many bytes there are before the end of the file (the rest of `buf` is untouched).

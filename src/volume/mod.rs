@@ -45,6 +45,7 @@ pub use blockmap::{Home, Place};
 pub use file::File;
 pub use inspect::{Finding, Severity};
 pub use open::{Recovery, Run};
+pub use readers::{Readers, Reading};
 pub use resize::Seek;
 pub use state::Meta;
 pub use status::{Counters, LogStatus, TierStatus, VolumeStatus};
@@ -168,6 +169,8 @@ pub struct Volume {
     /// Blocks that have had records in each slot's segment: where to look for extents when the segment is to be freed.
     touched: Vec<Mutex<Vec<(FileId, BlockNo, BlockNo)>>>,
     claims: claims::Claims,
+    /// Segments below this one hold nothing any more for slow tiers, except what could not be coalesced then.
+    slow_drained: AtomicU64,
     /// A miss on the slowest tier of several keeps its blocks' images; with this, also those of its 64 KiB neighbourhood.
     reads_around: AtomicBool,
     gate: RwLock<()>,

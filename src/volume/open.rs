@@ -163,6 +163,7 @@ impl Volume {
             live: (0..slots).map(|_| AtomicI64::new(0)).collect(),
             touched: (0..slots).map(|_| Mutex::default()).collect(),
             claims,
+            slow_drained: AtomicU64::new(0),
             reads_around: AtomicBool::new(false),
             gate: RwLock::new(()),
             appends: RwLock::new(()),
@@ -290,7 +291,7 @@ impl Volume {
         let (_, in_use) = self.log.segments_in_use();
         if in_use + 2 > u64::from(self.geometry().segments) {
             tracing::info!("the log is full; coalescing before serving");
-            self.make_log_room()?;
+            self.make_log_room(super::threads::Drain::Oldest)?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use super::Volume;
 use crate::device::clock;
 use crate::error::{Error, Result};
-use crate::units::{BlockNo, FileId};
+use crate::units::{BlockNo, FileId, TierId};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,8 +12,10 @@ use std::time::Duration;
 
 /// How often maintenance looks around when nobody wakes it.
 const TICK: Duration = Duration::from_millis(250);
-/// Writes have been quiet for this many ticks: what is left in the overlay is coalesced.
+/// Nobody has written, and few have read, for this many ticks: what is left in the overlay is coalesced.
 const IDLE_TICKS: u32 = 20;
+/// More reads than this in a tick are not idleness: coalescing would take the device and the processor from them.
+const IDLE_READS_MAX: u64 = 50;
 /// Blocks coalesced per look while idle.
 const IDLE_BLOCKS: usize = 512;
 
@@ -34,6 +36,15 @@ impl Maintenance {
     pub fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
+}
+
+/// What to take out of the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Drain {
+    /// What is bound for slow tiers, early: they need the time.
+    SlowTiers,
+    /// Whatever holds the oldest segments back.
+    Oldest,
 }
 
 #[derive(Default)]
@@ -99,6 +110,7 @@ impl Volume {
     fn maintain(&self) {
         let mut last_checkpoint = clock::monotonic_now();
         let mut last_writes = 0;
+        let mut last_reads = 0;
         let mut quiet_ticks = 0;
         while !self.maintenance.stop.load(Ordering::Acquire) {
             let mut wake = self.wake_lock.lock();
@@ -112,8 +124,10 @@ impl Volume {
                 continue;
             }
             let writes = self.counters.writes.load(Ordering::Relaxed);
-            quiet_ticks = if writes == last_writes { quiet_ticks + 1 } else { 0 };
-            last_writes = writes;
+            let reads = self.counters.reads.load(Ordering::Relaxed);
+            let quiet = writes == last_writes && reads - last_reads <= IDLE_READS_MAX;
+            quiet_ticks = if quiet { quiet_ticks + 1 } else { 0 };
+            (last_writes, last_reads) = (writes, reads);
             let interval = Duration::from_secs(self.options.checkpoint_interval_s.max(1));
             let checkpoint_time = clock::monotonic_now().duration_since(last_checkpoint) >= interval;
             let result = self.maintain_once(quiet_ticks >= IDLE_TICKS, checkpoint_time);
@@ -136,8 +150,14 @@ impl Volume {
             Ok(()) => self.restore_health("budgets"),
             Err(error) => self.degrade("budgets", error.to_string()),
         }
-        if self.log_fill() >= self.options.coalesce_at_fill {
-            return self.make_log_room();
+        while self.log_fill() >= self.options.coalesce_at_fill && !self.maintenance.is_stopping() {
+            let (tail, in_use) = self.log.segments_in_use();
+            let pressing = self.log_fill() >= f64::midpoint(self.options.coalesce_at_fill, 1.0)
+                || in_use + 2 >= u64::from(self.geometry().segments);
+            self.make_log_room(if pressing { Drain::Oldest } else { Drain::SlowTiers })?;
+            if self.log.segments_in_use().0 == tail {
+                break;
+            }
         }
         if idle {
             self.coalesce_some_at_rest()?;
@@ -154,19 +174,32 @@ impl Volume {
         in_use as f64 / f64::from(self.geometry().segments)
     }
 
-    /// Frees the oldest quarter of the log: coalesces what is still live there, strictly in log order, then checkpoints (R2).
-    pub(super) fn make_log_room(&self) -> Result<()> {
+    /// Coalesces what is oldest in the log, then checkpoints, which frees the segments of which nothing is left, strictly in log order (R2).
+    /// Of slow tiers what the oldest quarter holds, so that it comes in long runs of their order. Of the fastest, which
+    /// keeps up with any log, a sixteenth and only when it must be: later its records may have died.
+    pub(super) fn make_log_room(&self, drain: Drain) -> Result<()> {
         self.sync_log()?;
         let (tail, in_use) = self.log.segments_in_use();
-        let oldest = (in_use / 4).max(1);
+        let (quarter, sixteenth) = (tail + (in_use / 4).max(1), tail + (in_use / 16).max(1));
         let mut blocks = Vec::new();
-        for seq in tail..tail + oldest {
-            blocks.extend(self.touched_blocks(seq));
+        if self.tiers.len() > 1 {
+            for seq in self.slow_drained.load(Ordering::Relaxed).max(tail)..quarter {
+                blocks.extend(self.touched_blocks(seq, |tier| tier.is_some_and(|tier| tier != TierId::FASTEST)));
+            }
         }
-        self.coalesce_blocks(blocks, self.maintenance.is_running())?;
+        if drain == Drain::Oldest {
+            for seq in tail..sixteenth {
+                blocks.extend(self.touched_blocks(seq, |_| true));
+            }
+        } else if blocks.is_empty() {
+            self.slow_drained.store(quarter, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.coalesce_blocks(blocks, sixteenth * self.geometry().segment_bytes, self.maintenance.is_running())?;
+        self.slow_drained.store(quarter, Ordering::Relaxed);
         self.checkpoint()?;
         let (now, _) = self.log.segments_in_use();
-        if now == tail && in_use >= 2 {
+        if drain == Drain::Oldest && now == tail && in_use >= 2 {
             // Places that waited for their punch are free now; the next round takes what had to stay.
             tracing::debug!(tail, in_use, "no log segment could be freed in this round");
         }
@@ -191,6 +224,6 @@ impl Volume {
         if blocks.is_empty() {
             return Ok(());
         }
-        self.coalesce_blocks(blocks, true).map(|_| ())
+        self.coalesce_blocks(blocks, u64::MAX, true).map(|_| ())
     }
 }

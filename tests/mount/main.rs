@@ -3,6 +3,7 @@
 
 mod content;
 mod faults;
+mod image;
 mod names;
 mod owners;
 mod server;
