@@ -32,6 +32,9 @@ pub enum Error {
     /// The log has no room at this moment; the caller may wait.
     #[error("the write log is full")]
     LogFull,
+    /// A snapshot in the making was given up: the engine says why.
+    #[error("the snapshot was given up: {why}")]
+    SnapshotFailed { why: String },
     /// The call would have to wait for a slow device or for log space; call again where waiting is allowed.
     #[error("would wait")]
     WouldWait,

@@ -178,6 +178,7 @@ impl From<Error> for Failure {
             | Error::ReadOnly { .. }
             | Error::NoSpace
             | Error::Untrusted { .. }
+            | Error::SnapshotFailed { .. }
             | Error::State { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Failure(code, error.to_string())

@@ -44,6 +44,9 @@ impl Volume {
         // What was cut or overwritten meanwhile must not be recycled, nor the objects of a removed file be made again.
         let _reading = self.readers.enter();
         let Some(gathered) = self.outstanding(file, block) else { return Ok(Outcome::Done) };
+        if !self.preserve(&[(file.clone(), gathered.pieces.clone())])? {
+            return Ok(Outcome::Later);
+        }
         let (start, end) = (self.block_start(block), self.block_start(block) + self.block_bytes());
         let zeros = gathered.pieces.iter().filter(|piece| matches!(piece.source, Source::Zeros(_)));
         if zeros.map(Extent::len).sum::<u64>() == end - start {
@@ -81,7 +84,12 @@ impl Volume {
         let pieces: Vec<Extent> =
             inner.overlay.range(start, end).filter(|piece| piece.source.address() < durable).collect();
         let place = inner.map.get(block);
-        (!pieces.is_empty()).then_some(Gathered { pieces, place, cuts: inner.cuts, size_bytes: inner.size_bytes })
+        (!pieces.is_empty()).then_some(Gathered { pieces, place, cuts: inner.cuts, size_bytes: inner.size_needed() })
+    }
+
+    /// What coalescing this block would write now.
+    pub(super) fn durable_pieces(&self, file: &File, block: BlockNo) -> Vec<Extent> {
+        self.outstanding(file, block).map_or_else(Vec::new, |gathered| gathered.pieces)
     }
 
     /// The 4 KiB runs that the pieces touch, each with its new bytes; reads only where a run is not covered whole.
@@ -326,6 +334,7 @@ impl Volume {
 
     fn coalesce_list(&self, blocks: &[(Arc<File>, BlockNo)]) -> Result<u64> {
         let mut later = 0;
+        self.preserve_ahead(blocks)?;
         for (file, block) in blocks {
             if self.log.failure().is_some() {
                 return self.check_writable().map(|()| 0);

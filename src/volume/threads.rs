@@ -159,6 +159,7 @@ impl Volume {
         self.sync_log()?;
         let (tail, in_use) = self.log.segments_in_use();
         let oldest = (in_use / 4).max(1);
+        self.unpin_log(tail + oldest)?;
         let mut blocks = Vec::new();
         for seq in tail..tail + oldest {
             blocks.extend(self.touched_blocks(seq));
