@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
-/// A read is tried again when a tier lost writes meanwhile; so often.
+/// A read is tried again when a base was changed or lost meanwhile; so often.
 const READ_ATTEMPTS: u32 = 100;
 
 /// A file as of a mark.
@@ -30,6 +30,8 @@ impl Inner {
     fn attributes_at(&self, mark: &Mark) -> (u64, Option<WallNs>) {
         match self.layers.from(mark.epoch).first() {
             Some(layer) => (layer.size_bytes, layer.mtime),
+            // Removed before the mark, since a removal after it leaves a layer.
+            None if self.removed => (0, None),
             None => (self.size_bytes, self.mtime),
         }
     }
@@ -89,15 +91,17 @@ impl Volume {
                     Piece::Staged(address) => self.staging.read(address, out)?,
                 }
             }
+            // A base may have been overwritten since it was planned to be read; then what was there has been saved first, and the plan is another one.
+            let stands = self.plan_at(mark, &file, offset, buf.len()).1 == pieces;
             // A mark that was given up meanwhile keeps nothing: what was read may be newer than it.
             mark.check()?;
             let based = pieces.iter().any(|piece| matches!(piece.piece, Piece::Base(_)));
-            if !based || !self.may_have_lost(&losses) {
+            if !based || (stands && !self.may_have_lost(&losses)) {
                 return Ok(len);
             }
             std::thread::yield_now();
         }
-        Err(Error::Busy(format!("file {file}: a tier keeps losing writes; try again")))
+        Err(Error::Busy(format!("file {file}: its tier keeps changing or losing writes; try again")))
     }
 
     /// Layers from the mark's on, then the file as it is.

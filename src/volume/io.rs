@@ -35,6 +35,7 @@ pub(super) struct Patience {
 }
 
 /// A piece of a read: where its bytes come from.
+#[derive(PartialEq, Eq)]
 pub(super) enum Piece {
     Log(u64),
     Base(TierId),
@@ -43,6 +44,7 @@ pub(super) enum Piece {
     Staged(u64),
 }
 
+#[derive(PartialEq, Eq)]
 pub(super) struct PlannedPiece {
     pub start: u64,
     pub end: u64,
