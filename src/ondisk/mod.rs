@@ -2,10 +2,13 @@
 //! error or an equal value and never panic, golden bytes. All integers are little-endian; `usize` is never written.
 
 pub mod bytes;
+pub mod changes;
 pub mod file_id;
 pub mod group;
 pub mod identity;
+pub mod note;
 pub mod rows;
+pub mod staged;
 pub mod summary;
 
 /// The first eight bytes of BLAKE3: guards headers, where a false match would be worse than eight bytes of space.

@@ -35,6 +35,8 @@ struct Frozen {
     /// Oldest segment with a live record.
     redo_segment: u64,
     wall: WallNs,
+    /// A file without a name is kept for a mark: home forgets it with this checkpoint.
+    names_went: bool,
 }
 
 impl Volume {
@@ -56,7 +58,11 @@ impl Volume {
 
     /// Is there anything that a checkpoint would make durable or free?
     pub(super) fn checkpoint_due(&self) -> bool {
-        !self.window.lock().is_empty() || !self.gone.lock().is_empty() || !self.dirty.lock().is_empty()
+        !self.window.lock().is_empty()
+            || !self.gone.lock().is_empty()
+            || !self.dirty.lock().is_empty()
+            || self.marks.names_went.load(Ordering::Acquire)
+            || self.staging.has_unneeded()
     }
 
     fn freeze(&self) -> Result<Frozen> {
@@ -73,6 +79,7 @@ impl Volume {
             vacated.frozen.extend(current);
         }
         let gone = std::mem::take(&mut *self.gone.lock());
+        let names_went = self.marks.names_went.swap(false, Ordering::AcqRel) || !gone.is_empty();
         let dirty = std::mem::take(&mut *self.dirty.lock());
         let mut changes = Changes { gone: gone.clone(), ..Changes::default() };
         for &id in &dirty {
@@ -86,8 +93,9 @@ impl Volume {
             inner.row_dirty = false;
             changes.rows.push((id, inner.row(file.is_log_file())));
             changes.chunks.extend(inner.map.take_dirty().into_iter().map(|(index, bytes)| (id, index, bytes)));
+            changes.pages.extend(inner.changes.take_dirty().into_iter().map(|(index, row)| (id, index, row)));
         }
-        Ok(Frozen { window, gone, dirty, changes, redo_segment, wall })
+        Ok(Frozen { window, gone, dirty, changes, redo_segment, wall, names_went })
     }
 
     fn oldest_live_segment(&self) -> u64 {
@@ -107,7 +115,7 @@ impl Volume {
                 .filter(|applied| applied.wrote == Some(tier))
                 .map(|applied| applied.file)
                 .collect();
-            let names_went = tier == TierId::FASTEST && !frozen.gone.is_empty();
+            let names_went = tier == TierId::FASTEST && frozen.names_went;
             if let Err(error) = self.sync_tier(tier, &files, names_went) {
                 self.degrade(&format!("tier {}", self.tier_name(tier)), error.to_string());
                 return Err(error);
@@ -120,6 +128,8 @@ impl Volume {
             meta.file_id_limit = next + FILE_IDS_AHEAD;
         }
         meta.checkpoint_wall = frozen.wall;
+        meta.marked.epoch = self.marks.epoch();
+        meta.marked.pending = self.marks.pending_ids();
         if let Err(error) = self.state.commit(&meta, &frozen.changes) {
             // Whether the transaction is durable is unknown: from here on only a new mount can tell (I5).
             self.log.fail_for(&error);
@@ -183,10 +193,16 @@ impl Volume {
             let later = std::mem::replace(&mut *window, frozen.window);
             window.extend(later);
         }
+        self.marks.names_went.fetch_or(frozen.names_went, Ordering::AcqRel);
         self.gone.lock().extend(frozen.gone);
         for (id, index, _) in frozen.changes.chunks {
             if let Ok(file) = self.file(id) {
                 file.write().map.mark_dirty([index]);
+            }
+        }
+        for (id, index, _) in frozen.changes.pages {
+            if let Ok(file) = self.file(id) {
+                file.write().changes.mark_dirty(index);
             }
         }
         for id in frozen.dirty {
@@ -194,9 +210,11 @@ impl Volume {
                 self.list_dirty(&file);
             }
         }
-        let lost = std::mem::take(&mut *self.lost_writes.lock());
+        let lost = self.lost_writes.lock().clone();
         if !lost.is_empty() {
             self.unapply(&lost);
+            // Only now: whoever reads a base for a mark meanwhile has to know that it may be what was lost.
+            self.lost_writes.lock().clear();
         }
     }
 
@@ -247,6 +265,8 @@ impl Volume {
         }
         for piece in history.iter().rev().flat_map(|applied| applied.pieces.iter()) {
             inner.overlay.insert_beneath(*piece, &mut self.ledger());
+            // What a mark expects in the base is what was applied there last: anything later had it saved first.
+            inner.layers.replace_base(piece.start, piece.end, piece.source.into(), &mut self.kept_ledger());
         }
         self.set_place(file.id(), &mut inner, block, prior);
         inner.cuts += 1;
@@ -263,7 +283,11 @@ impl Volume {
     }
 
     fn free_superseded(&self, frozen: Frozen) {
+        let staged = self.staging.unneeded();
         self.readers.wait_for_earlier();
+        if let Err(error) = self.staging.remove(&staged) {
+            tracing::warn!(%error, "a staging file that nobody needs could not be removed; the next mount does it");
+        }
         let (tail, _) = self.log.segments_in_use();
         for seq in tail..frozen.redo_segment {
             if let Some(list) = self.touched.get(self.geometry().slot(seq)) {
@@ -371,9 +395,7 @@ impl Volume {
         if files.len() > FILES_IN_MEMORY {
             self.unloads.fetch_add(1, Ordering::AcqRel);
             files.retain(|_, file| {
-                let inner = file.read();
-                let at_rest = inner.overlay.is_empty() && !inner.map.is_dirty() && !inner.row_dirty && !inner.removed;
-                drop(inner);
+                let at_rest = file.read().is_at_rest();
                 Arc::strong_count(file) > 1 || !at_rest
             });
         }

@@ -38,9 +38,9 @@ struct Sweep {
 }
 
 /// A block to coalesce.
-struct Listed {
-    file: Arc<File>,
-    block: BlockNo,
+pub(super) struct Listed {
+    pub file: Arc<File>,
+    pub block: BlockNo,
     /// Address of its oldest record.
     oldest: u64,
 }
@@ -60,6 +60,9 @@ impl Volume {
         // What was cut or overwritten meanwhile must not be recycled, nor the objects of a removed file be made again.
         let _reading = self.readers.enter();
         let Some(gathered) = self.outstanding(file, block, sweep.before) else { return Ok(Outcome::Done) };
+        if !self.preserve(&[(file.clone(), gathered.pieces.clone())])? {
+            return Ok(Outcome::Later);
+        }
         let (start, end) = (self.block_start(block), self.block_start(block) + self.block_bytes());
         let zeros = gathered.pieces.iter().filter(|piece| matches!(piece.source, Source::Zeros(_)));
         if zeros.map(Extent::len).sum::<u64>() == end - start {
@@ -98,7 +101,12 @@ impl Volume {
         let limit = if place.tier() == Some(TierId::FASTEST) { durable.min(before) } else { durable };
         let pieces: Vec<Extent> =
             inner.overlay.range(start, end).filter(|piece| piece.source.address() < limit).collect();
-        (!pieces.is_empty()).then_some(Gathered { pieces, place, cuts: inner.cuts, size_bytes: inner.size_bytes })
+        (!pieces.is_empty()).then_some(Gathered { pieces, place, cuts: inner.cuts, size_bytes: inner.size_needed() })
+    }
+
+    /// What coalescing this block would write now; of a block on the fastest tier what lies below `before` in the log.
+    pub(super) fn durable_pieces(&self, file: &File, block: BlockNo, before: u64) -> Vec<Extent> {
+        self.outstanding(file, block, before).map_or_else(Vec::new, |gathered| gathered.pieces)
     }
 
     /// The 4 KiB runs that the pieces touch, each with its new bytes; reads only where a run is not covered whole.
@@ -372,6 +380,7 @@ impl Volume {
     fn coalesce_list(&self, blocks: &[Listed], before: u64) -> Result<u64> {
         let mut later = 0;
         let mut sweep = Sweep { before, log: Stretch::default() };
+        self.preserve_ahead(blocks, before)?;
         for Listed { file, block, .. } in blocks {
             if self.log.failure().is_some() {
                 return self.check_writable().map(|()| 0);

@@ -1,6 +1,8 @@
 //! One file as the engine knows it: size, times, overlay and block map under one lock that is never held across I/O.
 
 use super::blockmap::{BlockMap, Home};
+use super::changes::ChangeMap;
+use super::layers::Layers;
 use super::overlay::Overlay;
 use crate::ondisk::rows::FileRow;
 use crate::units::{BlockNo, FileId, Lsn, WallNs};
@@ -31,6 +33,9 @@ pub(super) struct Inner {
     pub ctime: Option<WallNs>,
     pub overlay: Overlay,
     pub map: BlockMap,
+    /// What it was at pending marks.
+    pub layers: Layers,
+    pub changes: ChangeMap,
     /// Blocks whose home is a tier, and blocks that are promised.
     pub image_blocks: u64,
     pub promised_blocks: u64,
@@ -143,6 +148,17 @@ impl Inner {
         self.mtime = Some(now);
         self.ctime = Some(now);
         self.row_dirty = true;
+    }
+
+    /// Nothing of it is only in memory.
+    pub fn is_at_rest(&self) -> bool {
+        let clean = !self.map.is_dirty() && !self.changes.is_dirty() && !self.row_dirty;
+        clean && self.overlay.is_empty() && self.layers.is_empty() && !self.removed
+    }
+
+    /// Bytes of images from here on are needed by nobody, neither now nor for a mark.
+    pub fn size_needed(&self) -> u64 {
+        self.layers.size_needed(self.size_bytes)
     }
 
     pub fn has_hole(&self, block: BlockNo) -> bool {

@@ -40,17 +40,21 @@ impl Volume {
         counters.reads_from_payload_cache = get(&log.reads_from_cache);
         counters.reads_from_log = get(&log.reads_from_device);
         let files = self.files.read();
-        let (mut extents, mut map_memory) = (0, 0);
+        let files_len = files.len() as u64;
+        let (mut extents, mut map_memory, mut change_memory) = (0, 0, 0);
         for file in files.values() {
             let inner = file.read();
             extents += inner.overlay.len() as u64;
             map_memory += inner.map.memory_bytes() as u64;
+            change_memory += inner.changes.memory_bytes() as u64;
         }
+        drop(files);
+        let marks = self.mark_status();
         let degraded = self.degraded.lock();
         VolumeStatus {
             read_only: self.log.failure(),
             degraded: degraded.iter().map(|(subject, (_, why))| format!("{subject}: {why}")).collect(),
-            files: files.len() as u64,
+            files: files_len,
             tiers: (0..self.tiers.len())
                 .filter_map(|tier| u8::try_from(tier).ok())
                 .map(|t| self.tier_status(TierId(t)))
@@ -64,6 +68,8 @@ impl Volume {
             payload_cache_bytes: self.log.payload_cache_bytes(),
             image_memory_bytes: self.claims.image_bytes(),
             promised_bytes: self.space.promised_blocks() * self.block_bytes(),
+            change_memory_bytes: change_memory,
+            marks,
         }
     }
 

@@ -35,16 +35,20 @@ pub(super) struct Patience {
 }
 
 /// A piece of a read: where its bytes come from.
-enum Piece {
+#[derive(PartialEq, Eq)]
+pub(super) enum Piece {
     Log(u64),
     Base(TierId),
     Zeros,
+    /// Saved for a mark.
+    Staged(u64),
 }
 
-struct PlannedPiece {
-    start: u64,
-    end: u64,
-    piece: Piece,
+#[derive(PartialEq, Eq)]
+pub(super) struct PlannedPiece {
+    pub start: u64,
+    pub end: u64,
+    pub piece: Piece,
 }
 
 impl Volume {
@@ -72,6 +76,8 @@ impl Volume {
                     forced_checkpoint = true;
                     self.checkpoint()?;
                 }
+                // What a mark holds back is given up before a writer is refused.
+                Err(Error::NoSpace) if self.fail_mark_for_space() => self.checkpoint()?,
                 Err(error) => return Err(error),
             }
         }
@@ -108,9 +114,12 @@ impl Volume {
                 return Err(error);
             }
         };
+        self.keep(file.id(), &mut inner, offset, end);
+        self.note_change(&mut inner, offset, end);
         let extent = Extent { start: offset, end, source: Source::Log(appended.position) };
         inner.overlay.insert(extent, &mut self.ledger());
-        inner.size_bytes = inner.size_bytes.max(end);
+        let size = inner.size_bytes.max(end);
+        self.resize(&mut inner, size);
         inner.touch(clock::wall_now());
         file.set_last_lsn(appended.lsn);
         drop(inner);
@@ -218,6 +227,7 @@ impl Volume {
                 Piece::Zeros => out.fill(0),
                 Piece::Log(position) => self.log.read(position, out)?,
                 Piece::Base(tier) => self.read_base_observed(file, tier, piece.start, out)?,
+                Piece::Staged(address) => self.staging.read(address, out)?,
             }
         }
         drop(reading);
@@ -234,9 +244,14 @@ impl Volume {
             return (0, Vec::new());
         }
         let mut pieces: Vec<PlannedPiece> = Vec::new();
-        let mut at = offset;
-        for extent in inner.overlay.range(offset, end) {
-            self.plan_base(&inner, at, extent.start, &mut pieces);
+        self.plan_now(&inner, offset, end, &mut pieces);
+        (usize::try_from(end - offset).unwrap_or(wanted), pieces)
+    }
+
+    pub(super) fn plan_now(&self, inner: &Inner, start: u64, end: u64, pieces: &mut Vec<PlannedPiece>) {
+        let mut at = start;
+        for extent in inner.overlay.range(start, end) {
+            self.plan_base(inner, at, extent.start, pieces);
             let piece = match extent.source {
                 Source::Log(position) => Piece::Log(position),
                 Source::Zeros(_) => Piece::Zeros,
@@ -244,11 +259,10 @@ impl Volume {
             pieces.push(PlannedPiece { start: extent.start, end: extent.end, piece });
             at = extent.end;
         }
-        self.plan_base(&inner, at, end, &mut pieces);
-        (usize::try_from(end - offset).unwrap_or(wanted), pieces)
+        self.plan_base(inner, at, end, pieces);
     }
 
-    fn plan_base(&self, inner: &Inner, start: u64, end: u64, pieces: &mut Vec<PlannedPiece>) {
+    pub(super) fn plan_base(&self, inner: &Inner, start: u64, end: u64, pieces: &mut Vec<PlannedPiece>) {
         let mut at = start;
         while at < end {
             let block = self.block_of(at);

@@ -4,6 +4,7 @@
 //! A change becomes a record in the log and an extent in its file's overlay ([`io`]). The coalescer applies durable extents to
 //! the base and takes them out of the overlay ([`coalesce`]); the mover copies base images between tiers ([`relocate`]); a checkpoint makes base,
 //! map and sizes durable, and only then frees old images and log segments ([`checkpoint`]). Opening replays the log ([`open`]).
+//! A snapshot's moment is a mark in the log ([`marks`]); what it needs is kept before it changes ([`preserve`]), and read from there ([`asof`]).
 //!
 //! # Locks, in the order in which they are taken
 //! 1. `checkpointing`: one checkpoint at a time.
@@ -13,7 +14,9 @@
 //! 4. `appends`, read-held around 5 by whoever logs a record.
 //! 5. a file's own lock (`File`): size, overlay, map. Held for memory operations and for the append of a record (so that log order is the order
 //!    of the file's changes), never across device I/O.
-//! 6. leaves: the log's state, `window`, `vacated`, `touched`, the table of files.
+//! 6. leaves: the log's state, `window`, `vacated`, `touched`, the table of files, pending marks and the files that have layers, staging's table.
+//!
+//! One mark ends at a time (`ending`, after 2 and before 4); one batch is staged at a time (`writing`, after 2, held across I/O, no other lock within).
 //!
 //! Readers take only 5 and count themselves in [`readers`]; recycling a segment and punching an old image wait for readers that began earlier.
 //!
@@ -22,33 +25,41 @@
 //! still the newest; a truncate meanwhile raises `cuts` and the flip into a new place is given up. Until the next checkpoint is durable, the extents
 //! applied (`window`) stay in the log, the old image stays where it was (`vacated`), and so a crash or a failed sync goes back to them (I2, R5, R8).
 
+mod asof;
 mod blockmap;
+mod changes;
 mod checkpoint;
 mod claims;
 mod coalesce;
 mod file;
 mod inspect;
 mod io;
+mod layers;
 pub mod log_paths;
+mod marks;
 mod open;
 mod overlay;
+mod preserve;
 mod readers;
 mod relocate;
 mod resize;
 mod space;
+mod staging;
 mod state;
 mod status;
 mod sweep;
 mod threads;
 
+pub use asof::FileAt;
 pub use blockmap::{Home, Place};
 pub use file::File;
 pub use inspect::{Finding, Severity};
+pub use marks::{MARKS_MAX, Mark, MarkListener};
 pub use open::{Recovery, Run};
 pub use readers::{Readers, Reading};
 pub use resize::Seek;
 pub use state::Meta;
-pub use status::{Counters, LogStatus, TierStatus, VolumeStatus};
+pub use status::{Counters, LogStatus, MarkStatus, TierStatus, VolumeStatus};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -188,6 +199,8 @@ pub struct Volume {
     /// Tiers whose sync failed in the checkpoint under way.
     lost_writes: Mutex<BTreeSet<TierId>>,
     readers: readers::Readers,
+    marks: marks::Marks,
+    staging: staging::Staging,
     counters: status::Live,
     /// Troubles that do not stop the volume, by subject, with the time they began.
     degraded: Mutex<BTreeMap<String, (WallNs, String)>>,
@@ -386,6 +399,9 @@ impl Volume {
                 (row.size_bytes, row.mtime, row.ctime, row.log_file);
             for (index, bytes) in chunks {
                 inner.map.load_chunk(index, &bytes);
+            }
+            if self.marks.epoch() != 0 {
+                self.state.changes_of(id, &mut inner.changes)?;
             }
             inner.recount();
             inner.allocated = inner.promised_blocks > 0;

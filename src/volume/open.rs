@@ -7,11 +7,13 @@ use super::blockmap::{BlockMap, Home, Place};
 use super::overlay::{Extent, Source};
 use super::resize::Promises;
 use super::space::{Held, SpaceBook};
-use super::state::{Changes, Meta, State};
-use super::{File, Options, Tier, Volume, readers, status, threads};
+use super::staging::Staging;
+use super::state::{Changes, Marked, Meta, State};
+use super::{File, Options, Tier, Volume, marks, readers, status, threads};
 use crate::error::{Error, Result};
 use crate::log::{self, Geometry, Log, RedoPoint};
 use crate::ondisk::group::{FIXED_LEN, GroupHeader, RECORD_LEN, RecordHeader, RecordKind};
+use crate::ondisk::note::{MARKER_LEN, Marker};
 use crate::ondisk::rows::{FileRow, MAP_CHUNK_BLOCKS};
 use crate::tier::objects::Objects;
 use crate::units::{BlockNo, FileId, Lsn, PAGE_BYTES, TierId, WallNs};
@@ -24,8 +26,11 @@ use uuid::Uuid;
 /// File ids reserved at each mount.
 const FILE_IDS_AHEAD: u64 = 1 << 16;
 
+/// One in this many bytes of the fastest tier may hold what is saved for snapshots in the making, or as much as the log has.
+const STAGING_SHARE: u64 = 16;
+
 /// What a mount found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Recovery {
     /// The last mount ended in order: the log was empty.
     pub was_clean: bool,
@@ -33,6 +38,8 @@ pub struct Recovery {
     pub records_replayed: u64,
     /// File ids below this may have been issued before this mount (R12).
     pub file_id_limit_before: u64,
+    /// Snapshots that were in the making when the last mount ended: they are failed, and the next one is incremental all the same.
+    pub failed_snapshots: Vec<Uuid>,
 }
 
 fn check_options(options: &Options, tiers: usize) -> Result<()> {
@@ -54,6 +61,18 @@ fn check_options(options: &Options, tiers: usize) -> Result<()> {
 
 fn geometry_of(meta: &Meta) -> Geometry {
     Geometry { segment_bytes: meta.segment_bytes, segments: meta.segments }
+}
+
+fn lsn_of(group_address: u64, record: usize) -> Lsn {
+    Lsn(group_address + (FIXED_LEN + record * RECORD_LEN) as u64)
+}
+
+/// Where the record's payload is.
+fn position_of(group_address: u64, record: &RecordHeader) -> u64 {
+    match record.inline_offset {
+        0 => group_address + (1 + u64::from(record.payload_page)) * PAGE_BYTES,
+        inline => group_address + u64::from(inline),
+    }
 }
 
 struct ReplayGroup {
@@ -84,6 +103,7 @@ impl Volume {
             checkpoint_wall: WallNs(i64::MIN),
             mounts: 0,
             clean: true,
+            marked: Marked::default(),
         };
         State::create(&fastest.device, &meta)?;
         for tier in tiers {
@@ -123,28 +143,37 @@ impl Volume {
                 groups.push(ReplayGroup { address, wall: header.wall, records: header.records.clone() });
                 Ok(())
             })?;
-        let recovery = Recovery {
+        let mut recovery = Recovery {
             was_clean: meta.clean && groups.is_empty(),
             groups_replayed: replayed.groups,
             records_replayed: groups.iter().map(|group| group.records.len() as u64).sum(),
             file_id_limit_before: meta.file_id_limit,
+            failed_snapshots: Vec::new(),
         };
         let mounts = meta.mounts + 1;
         let log = Log::open(&fastest.device, geometry, meta.volume, mounts, options.payload_cache_bytes, replayed)?;
-        let mut volume = Volume::assemble(tiers, options, state, meta, log);
+        let space = fastest.device.space().map_err(|e| Error::io("read space of", fastest.device.path(), e))?;
+        let limit = geometry.size_bytes().max(space.total_bytes / STAGING_SHARE);
+        let staging = Staging::new(fastest.device.clone(), meta.volume, mounts, limit);
+        let mut volume = Volume::assemble(tiers, options, state, meta, log, staging);
         volume.after_crash = !recovery.was_clean;
         volume.count_space()?;
-        volume.replay(&groups)?;
+        recovery.failed_snapshots = volume.replay(&groups)?;
+        volume.staging.clear()?;
         volume.refresh_budgets()?;
         volume.begin_mount(mounts)?;
         volume.leave_room_for_next_recovery()?;
         Ok((Arc::new(volume), recovery))
     }
 
-    fn assemble(tiers: Vec<Tier>, options: Options, state: State, meta: Meta, log: Log) -> Volume {
+    fn assemble(tiers: Vec<Tier>, options: Options, state: State, meta: Meta, log: Log, staging: Staging) -> Volume {
         let (slots, tiers_len) = (meta.segments as usize, tiers.len());
         let claims = super::claims::Claims::new(options.block_bytes);
+        let marks = marks::Marks::default();
+        marks.count_under(meta.marked.epoch, meta.marked.floor);
         Volume {
+            marks,
+            staging,
             objects: tiers.iter().map(|tier| Objects::new(tier.device.clone())).collect(),
             space: SpaceBook::new(tiers.len(), u64::from(options.block_bytes)),
             counters: status::Live::new(tiers.len()),
@@ -194,13 +223,24 @@ impl Volume {
         })
     }
 
-    fn replay(&self, groups: &[ReplayGroup]) -> Result<()> {
+    /// Returns the snapshots whose marks were pending.
+    fn replay(&self, groups: &[ReplayGroup]) -> Result<Vec<Uuid>> {
         let checkpoint_wall = self.meta.lock().checkpoint_wall;
+        let markers = self.markers(groups)?;
+        let marked = self.meta.lock().marked.clone();
+        let last_epoch = markers.last().map_or(0, |(_, marker)| marker.epoch + 1).max(marked.epoch);
+        let mut ahead = markers.iter().peekable();
         let mut highest = 0;
         for group in groups {
             for (index, record) in group.records.iter().enumerate() {
-                let lsn = Lsn(group.address + (FIXED_LEN + index * RECORD_LEN) as u64);
+                let lsn = lsn_of(group.address, index);
                 highest = highest.max(record.file.0);
+                while ahead.peek().is_some_and(|(at, _)| *at < lsn) {
+                    ahead.next();
+                }
+                // A change belongs to the epoch that the next marker ends.
+                let epoch = ahead.peek().map_or(last_epoch, |(_, marker)| marker.epoch);
+                self.marks.count_under(epoch, marked.floor);
                 if record.kind != RecordKind::Note {
                     let touch = (group.wall > checkpoint_wall).then_some(group.wall);
                     self.replay_record(group.address, lsn, record, touch)?;
@@ -212,7 +252,35 @@ impl Volume {
             let why = format!("the log has records of file {}, which was never issued", FileId(highest));
             return Err(Error::Corrupt { what: "write log", path: "log".to_string(), offset: 0, why });
         }
-        Ok(())
+        self.marks.count_under(last_epoch, marked.floor);
+        let mut failed = marked.pending;
+        failed.extend(markers.iter().map(|(_, marker)| marker.snapshot));
+        failed.sort_unstable();
+        failed.dedup();
+        failed.retain(|snapshot| marked.parents.iter().all(|parent| parent.snapshot != *snapshot));
+        Ok(failed)
+    }
+
+    /// The markers of snapshots in the log, in order.
+    fn markers(&self, groups: &[ReplayGroup]) -> Result<Vec<(Lsn, Marker)>> {
+        let mut markers = Vec::new();
+        for group in groups {
+            for (index, record) in group.records.iter().enumerate() {
+                if record.kind != RecordKind::Note || record.length != MARKER_LEN as u64 {
+                    continue;
+                }
+                let mut payload = [0; MARKER_LEN];
+                self.log.read(position_of(group.address, record), &mut payload)?;
+                let marker = Marker::decode(&payload).map_err(|error| Error::Corrupt {
+                    what: "marker of a snapshot",
+                    path: "log".to_string(),
+                    offset: group.address,
+                    why: error.0.to_string(),
+                })?;
+                markers.push((lsn_of(group.address, index), marker));
+            }
+        }
+        Ok(markers)
     }
 
     fn replay_record(&self, group_address: u64, lsn: Lsn, record: &RecordHeader, touch: Option<WallNs>) -> Result<()> {
@@ -221,26 +289,28 @@ impl Volume {
         let end = record.offset.saturating_add(record.length);
         match record.kind {
             RecordKind::Data if record.length > 0 => {
-                let position = match record.inline_offset {
-                    0 => group_address + (1 + u64::from(record.payload_page)) * PAGE_BYTES,
-                    inline => group_address + u64::from(inline),
-                };
+                let position = position_of(group_address, record);
                 self.promise_holes_again(&mut inner, record.offset, end);
+                self.note_change(&mut inner, record.offset, end);
                 let extent = Extent { start: record.offset, end, source: Source::Log(position) };
                 inner.overlay.insert(extent, &mut self.ledger());
-                inner.size_bytes = inner.size_bytes.max(end);
+                let size = inner.size_bytes.max(end);
+                self.resize(&mut inner, size);
                 self.note_touched(lsn, record.file, self.block_of(record.offset), self.block_of(end - 1));
             }
             RecordKind::Truncate => {
                 if record.length > 0 {
                     self.apply_zeros(record.file, &mut inner, record.offset, u64::MAX, lsn, Promises::Release);
                 }
-                inner.size_bytes = record.offset;
+                self.resize(&mut inner, record.offset);
             }
             RecordKind::Punch => {
                 self.apply_zeros(record.file, &mut inner, record.offset, end, lsn, Promises::Release);
             }
-            RecordKind::Size => inner.size_bytes = inner.size_bytes.max(record.offset),
+            RecordKind::Size => {
+                let size = inner.size_bytes.max(record.offset);
+                self.resize(&mut inner, size);
+            }
             RecordKind::Times => {
                 if touch.is_some() {
                     inner.mtime = Some(WallNs(i64::from_le_bytes(record.offset.to_le_bytes())));
@@ -282,6 +352,8 @@ impl Volume {
         let mut meta = self.meta.lock();
         meta.mounts = mounts;
         meta.clean = false;
+        meta.marked.epoch = self.marks.epoch();
+        meta.marked.pending.clear();
         meta.file_id_limit = self.next_file_id.load(Ordering::Acquire) + FILE_IDS_AHEAD;
         self.state.commit(&meta, &Changes::default())
     }
@@ -322,6 +394,7 @@ impl Volume {
         inner.mtime = Some(mtime);
         inner.row_dirty = true;
         for &(offset, len) in data.iter().filter(|(_, len)| *len > 0) {
+            self.note_change(&mut inner, offset, offset + len);
             for block in (self.block_of(offset).0..=self.block_of(offset + len - 1).0).map(BlockNo) {
                 self.set_place(id, &mut inner, block, Place::on(tier));
             }
@@ -339,6 +412,7 @@ impl Volume {
         }
         self.check_writable()?;
         let last = self.log.last_lsn();
+        while self.fail_oldest_mark("the volume is being shut down") {}
         self.coalesce_all(&mut |_, _| {})?;
         self.checkpoint()?;
         self.checkpoint()?;

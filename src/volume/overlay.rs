@@ -4,8 +4,18 @@
 //! Memory: 24 bytes of entry plus the tree's own third, for 8 KiB pages about 16 bytes per 4 KiB page.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 
 const ZERO_BIT: u64 = 1 << 63;
+const BASE_BIT: u64 = 1 << 62;
+
+/// Where the bytes of an extent come from, in one number.
+pub trait Origin: Copy + PartialEq {
+    /// The origin of the byte that lies this far behind.
+    fn advanced(self, bytes: u64) -> Self;
+    fn pack(self) -> u64;
+    fn unpack(packed: u64) -> Self;
+}
 
 /// Where the bytes of an extent are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,11 +33,76 @@ impl Source {
             Source::Log(address) | Source::Zeros(address) => address,
         }
     }
+}
 
+impl Origin for Source {
     fn advanced(self, bytes: u64) -> Source {
         match self {
             Source::Log(address) => Source::Log(address + bytes),
             zeros => zeros,
+        }
+    }
+
+    fn pack(self) -> u64 {
+        match self {
+            Source::Log(address) => address,
+            Source::Zeros(address) => address | ZERO_BIT,
+        }
+    }
+
+    fn unpack(packed: u64) -> Source {
+        match packed & ZERO_BIT {
+            0 => Source::Log(packed),
+            _ => Source::Zeros(packed & !ZERO_BIT),
+        }
+    }
+}
+
+/// Where bytes as of a mark are that newer ones have covered since (see [`super::layers`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Before {
+    /// Payload at this log address.
+    Log(u64),
+    Zeros,
+    /// Still in the base, wherever the map says that it lies.
+    Base,
+    /// At this address of the staging files, where they went before the base or the log lost them.
+    Staged(u64),
+}
+
+impl Origin for Before {
+    fn advanced(self, bytes: u64) -> Before {
+        match self {
+            Before::Log(address) => Before::Log(address + bytes),
+            Before::Staged(address) => Before::Staged(address + bytes),
+            same => same,
+        }
+    }
+
+    fn pack(self) -> u64 {
+        match self {
+            Before::Log(address) => address,
+            Before::Zeros => ZERO_BIT,
+            Before::Base => BASE_BIT,
+            Before::Staged(address) => address | ZERO_BIT | BASE_BIT,
+        }
+    }
+
+    fn unpack(packed: u64) -> Before {
+        match (packed & ZERO_BIT != 0, packed & BASE_BIT != 0) {
+            (false, false) => Before::Log(packed),
+            (true, false) => Before::Zeros,
+            (false, true) => Before::Base,
+            (true, true) => Before::Staged(packed & !(ZERO_BIT | BASE_BIT)),
+        }
+    }
+}
+
+impl From<Source> for Before {
+    fn from(source: Source) -> Before {
+        match source {
+            Source::Log(address) => Before::Log(address),
+            Source::Zeros(_) => Before::Zeros,
         }
     }
 }
@@ -40,13 +115,23 @@ struct Packed {
 
 /// A piece of the overlay.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Extent {
+pub struct Extent<O = Source> {
     pub start: u64,
     pub end: u64,
-    pub source: Source,
+    pub source: O,
 }
 
 impl Extent {
+    /// What an extent holds back in its segment: bytes of payload, or one for a run of zeros.
+    pub fn weight(&self) -> u64 {
+        match self.source {
+            Source::Log(_) => self.len(),
+            Source::Zeros(_) => 1,
+        }
+    }
+}
+
+impl<O: Origin> Extent<O> {
     pub fn len(&self) -> u64 {
         self.end - self.start
     }
@@ -55,33 +140,31 @@ impl Extent {
         self.start >= self.end
     }
 
-    /// What an extent holds back in its segment: bytes of payload, or one for a run of zeros.
-    pub fn weight(&self) -> u64 {
-        match self.source {
-            Source::Log(_) => self.len(),
-            Source::Zeros(_) => 1,
-        }
-    }
-
     /// The part inside `start..end`, if any.
-    pub fn clipped(&self, start: u64, end: u64) -> Option<Extent> {
+    pub fn clipped(&self, start: u64, end: u64) -> Option<Extent<O>> {
         let (from, to) = (self.start.max(start), self.end.min(end));
         (from < to).then(|| Extent { start: from, end: to, source: self.source.advanced(from - self.start) })
     }
 }
 
 /// Hears which extents come and go, to keep count of what each log segment still holds.
-pub trait Ledger {
-    fn added(&mut self, extent: &Extent);
-    fn removed(&mut self, extent: &Extent);
+pub trait Ledger<O = Source> {
+    fn added(&mut self, extent: &Extent<O>);
+    fn removed(&mut self, extent: &Extent<O>);
 }
 
-#[derive(Default)]
-pub struct Overlay {
+pub struct Overlay<O = Source> {
     extents: BTreeMap<u64, Packed>,
+    origin: PhantomData<O>,
 }
 
-impl Overlay {
+impl<O> Default for Overlay<O> {
+    fn default() -> Overlay<O> {
+        Overlay { extents: BTreeMap::new(), origin: PhantomData }
+    }
+}
+
+impl<O: Origin> Overlay<O> {
     pub fn is_empty(&self) -> bool {
         self.extents.is_empty()
     }
@@ -91,7 +174,7 @@ impl Overlay {
     }
 
     /// The extents that touch `start..end`, clipped to it, in order.
-    pub fn range(&self, start: u64, end: u64) -> impl Iterator<Item = Extent> + '_ {
+    pub fn range(&self, start: u64, end: u64) -> impl Iterator<Item = Extent<O>> + '_ {
         let before = self.extents.range(..start).next_back().map(|(&s, &p)| unpack(s, p));
         before
             .into_iter()
@@ -100,12 +183,12 @@ impl Overlay {
     }
 
     /// All extents.
-    pub fn iter(&self) -> impl Iterator<Item = Extent> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = Extent<O>> + '_ {
         self.extents.iter().map(|(&s, &p)| unpack(s, p))
     }
 
     /// Lays an extent over everything there.
-    pub fn insert(&mut self, extent: Extent, ledger: &mut impl Ledger) {
+    pub fn insert(&mut self, extent: Extent<O>, ledger: &mut impl Ledger<O>) {
         if extent.is_empty() {
             return;
         }
@@ -114,8 +197,8 @@ impl Overlay {
     }
 
     /// Lays an extent under everything there: only gaps are filled. For extents that are older than all others.
-    pub fn insert_beneath(&mut self, extent: Extent, ledger: &mut impl Ledger) {
-        let covered: Vec<Extent> = self.range(extent.start, extent.end).collect();
+    pub fn insert_beneath(&mut self, extent: Extent<O>, ledger: &mut impl Ledger<O>) {
+        let covered: Vec<Extent<O>> = self.range(extent.start, extent.end).collect();
         let mut at = extent.start;
         for cover in covered.iter().copied().chain(std::iter::once(Extent { start: extent.end, ..extent })) {
             if let Some(gap) = extent.clipped(at, cover.start) {
@@ -125,20 +208,41 @@ impl Overlay {
         }
     }
 
+    /// What of `start..end` no extent covers, in order.
+    pub fn gaps(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        let mut gaps = Vec::new();
+        let mut at = start;
+        for extent in self.range(start, end) {
+            if at < extent.start {
+                gaps.push((at, extent.start));
+            }
+            at = extent.end;
+        }
+        if at < end {
+            gaps.push((at, end));
+        }
+        gaps
+    }
+
+    /// What is left of `extent` exactly as it was: parts that something newer covers are passed over.
+    pub fn same(&self, extent: &Extent<O>) -> impl Iterator<Item = Extent<O>> + '_ {
+        let extent = *extent;
+        self.range(extent.start, extent.end)
+            .filter(move |piece| piece.source == extent.source.advanced(piece.start - extent.start))
+    }
+
     /// Takes away what is left of `extent` exactly as it was: parts that something newer covers meanwhile stay.
-    pub fn remove_same(&mut self, extent: &Extent, ledger: &mut impl Ledger) {
-        let same: Vec<Extent> = self
-            .range(extent.start, extent.end)
-            .filter(|piece| piece.source == extent.source.advanced(piece.start - extent.start))
-            .collect();
+    pub fn remove_same(&mut self, extent: &Extent<O>, ledger: &mut impl Ledger<O>) {
+        let same: Vec<Extent<O>> = self.same(extent).collect();
         for piece in same {
             self.cut(piece.start, piece.end, ledger);
         }
     }
 
     /// Takes away everything in `start..end`.
-    pub fn cut(&mut self, start: u64, end: u64, ledger: &mut impl Ledger) {
-        let mut first = self.extents.range(..start).next_back().map(|(&s, &p)| unpack(s, p)).filter(|e| e.end > start);
+    pub fn cut(&mut self, start: u64, end: u64, ledger: &mut impl Ledger<O>) {
+        let mut first: Option<Extent<O>> =
+            self.extents.range(..start).next_back().map(|(&s, &p)| unpack(s, p)).filter(|e: &Extent<O>| e.end > start);
         loop {
             let Some(found) =
                 first.take().or_else(|| self.extents.range(start..end).next().map(|(&s, &p)| unpack(s, p)))
@@ -161,23 +265,14 @@ impl Overlay {
         }
     }
 
-    fn put(&mut self, extent: Extent, ledger: &mut impl Ledger) {
+    fn put(&mut self, extent: Extent<O>, ledger: &mut impl Ledger<O>) {
         ledger.added(&extent);
-        let source = match extent.source {
-            Source::Log(address) => address,
-            Source::Zeros(address) => address | ZERO_BIT,
-        };
-        self.extents.insert(extent.start, Packed { end: extent.end, source });
+        self.extents.insert(extent.start, Packed { end: extent.end, source: extent.source.pack() });
     }
 }
 
-fn unpack(start: u64, packed: Packed) -> Extent {
-    let source = if packed.source & ZERO_BIT == 0 {
-        Source::Log(packed.source)
-    } else {
-        Source::Zeros(packed.source & !ZERO_BIT)
-    };
-    Extent { start, end: packed.end, source }
+fn unpack<O: Origin>(start: u64, packed: Packed) -> Extent<O> {
+    Extent { start, end: packed.end, source: O::unpack(packed.source) }
 }
 
 #[cfg(test)]

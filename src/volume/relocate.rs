@@ -75,9 +75,10 @@ impl Volume {
         Ok(self.flip_moved(file, first, blocks, source, wrote, keep_copy))
     }
 
-    /// Bytes of a run that can be anything but zero: bytes past the file's size are zeros to everybody, whatever an image says.
+    /// Bytes of a run that can be anything but zero: bytes past the file's size, now and at pending marks, are zeros to everybody,
+    /// whatever an image says.
     fn used_of(&self, file: &File, start: u64, len: u64) -> u64 {
-        file.size_bytes().saturating_sub(start).clamp(1, len)
+        file.read().size_needed().saturating_sub(start).clamp(1, len)
     }
 
     /// Mover and staging use only unpromised space (I10).

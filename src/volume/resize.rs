@@ -9,9 +9,11 @@ use super::{FileAttr, Volume};
 use crate::device::{Space, clock};
 use crate::error::{Error, Result};
 use crate::log::Append;
+use crate::ondisk::changes::CHANGE_PAGE_BYTES;
 use crate::ondisk::group::{RecordKind, TIER_UNSET};
 use crate::units::{BlockNo, FileId, Lsn, TierId, WallNs};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Seek {
@@ -37,7 +39,7 @@ impl Volume {
             if size_bytes < inner.size_bytes {
                 self.apply_zeros(file.id(), inner, size_bytes, u64::MAX, lsn, Promises::Release);
             }
-            inner.size_bytes = size_bytes;
+            self.resize(inner, size_bytes);
             inner.touch(clock::wall_now());
         })
     }
@@ -99,7 +101,7 @@ impl Volume {
             end,
             |_| 0,
             |inner, _| {
-                inner.size_bytes = inner.size_bytes.max(end);
+                self.resize(inner, inner.size_bytes.max(end));
                 inner.touch(clock::wall_now());
             },
         )
@@ -124,6 +126,7 @@ impl Volume {
             let record = Append { kind, file: file.id(), offset, length, payload: &[], let_die, tier, score };
             match self.log.append(&record) {
                 Ok(appended) => {
+                    self.begin_change(file.id(), &mut inner);
                     apply(&mut inner, appended.lsn);
                     file.set_last_lsn(appended.lsn);
                     drop(inner);
@@ -151,6 +154,10 @@ impl Volume {
         lsn: Lsn,
         promises: Promises,
     ) {
+        self.keep(file, inner, start, end);
+        let logged: Vec<(u64, u64)> =
+            inner.overlay.range(start, end).map(|extent| (extent.start, extent.end)).collect();
+        logged.into_iter().for_each(|(from, to)| self.note_change(inner, from, to));
         inner.cuts += 1;
         inner.overlay.cut(start, end, &mut self.ledger());
         let block_bytes = self.block_bytes();
@@ -170,8 +177,19 @@ impl Volume {
         }
         self.take_back_promises(inner, &released);
         for run in runs {
+            self.note_change(inner, run.start, run.end);
             self.note_touched(lsn, file, self.block_of(run.start), self.block_of(run.end - 1));
             inner.overlay.insert(run, &mut self.ledger());
+        }
+    }
+
+    /// Sets the size. The page that held the old end, and the one that holds the new one, are not what they were.
+    pub(super) fn resize(&self, inner: &mut Inner, size_bytes: u64) {
+        let old = std::mem::replace(&mut inner.size_bytes, size_bytes);
+        for end in [old, size_bytes] {
+            if old != size_bytes && !end.is_multiple_of(CHANGE_PAGE_BYTES) {
+                self.note_change(inner, end - 1, end);
+            }
         }
     }
 
@@ -200,7 +218,7 @@ impl Volume {
     }
 
     /// The next offset from `at` on at which the map or the overlay has anything; `size` when there is none.
-    fn next_entry(&self, inner: &Inner, at: u64, size: u64) -> u64 {
+    pub(super) fn next_entry(&self, inner: &Inner, at: u64, size: u64) -> u64 {
         let mapped =
             inner.map.range(self.block_of(at), BlockNo(u64::MAX)).next().map(|(block, _)| self.block_start(block));
         let logged = inner.overlay.range(at, size).next().map(|extent| extent.start);
@@ -259,15 +277,18 @@ impl Volume {
         Space { total_bytes: total * self.block_bytes(), available_bytes: blocks(self.space.unpromised_blocks()) }
     }
 
-    /// The last name is gone (home's grave holds it) and nobody has it open: data, records and map entries go with the next checkpoint.
+    /// The last name is gone (home's grave holds it) and nobody has it open: data, records and map entries go with the next checkpoint, or with
+    /// the one after the last pending mark that needs them.
     pub fn remove(&self, id: FileId) -> Result<()> {
         self.check_writable()?;
         let file = self.file(id)?;
         let _flip = self.gate.read();
+        let _append = self.appends.read();
         let mut inner = file.write();
         if std::mem::replace(&mut inner.removed, true) {
             return Ok(());
         }
+        self.keep(id, &mut inner, 0, u64::MAX);
         inner.cuts += 1;
         inner.overlay.cut(0, u64::MAX, &mut self.ledger());
         let blocks: Vec<(BlockNo, Place)> = inner.map.iter().collect();
@@ -276,8 +297,12 @@ impl Volume {
                 self.take_back_promises(&mut inner, &[block]);
             }
         }
+        match inner.layers.is_empty() {
+            true => self.gone.lock().push(id),
+            // The mark's end sends it after. Until home has forgotten the name for good, nothing of it may be missing.
+            false => self.marks.names_went.store(true, Ordering::Release),
+        }
         drop(inner);
-        self.gone.lock().push(file.id());
         if let Some(observer) = self.observer.read().as_ref() {
             observer.on_file_gone(file.id());
         }

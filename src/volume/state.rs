@@ -1,6 +1,7 @@
 //! Durable state: block map, file rows and the redo point in redb on the fastest tier. Changed only by a checkpoint (and at
 //! open and close), in one transaction each; never read or written on the hot path.
 
+use super::changes::{ChangeMap, row_is_needed};
 use crate::device::{BackingFile, Device, OpenMode};
 use crate::error::{Error, Result};
 use crate::log::RedoPoint;
@@ -17,6 +18,9 @@ const CACHE_BYTES: usize = 8 << 20;
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const FILES: TableDefinition<u64, &[u8; FILE_ROW_LEN]> = TableDefinition::new("files");
 const MAP: TableDefinition<(u64, u32), &[u8; MAP_CHUNK_BLOCKS]> = TableDefinition::new("map");
+
+/// See `ondisk::changes`.
+const CHANGES: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("changes");
 
 /// One chunk of a block map as it is stored.
 pub type ChunkBytes = [u8; MAP_CHUNK_BLOCKS];
@@ -40,6 +44,36 @@ pub struct Meta {
     pub mounts: u64,
     /// The last mount ended with an empty log and a final checkpoint.
     pub clean: bool,
+    /// Absent as long as no snapshot was ever taken.
+    #[serde(default, skip_serializing_if = "Marked::is_unused")]
+    pub marked: Marked,
+}
+
+/// What durable state knows of snapshots' marks.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Marked {
+    /// What changes are counted under; 0: no snapshot was ever taken.
+    pub epoch: u32,
+    /// Changes up to this epoch are forgotten.
+    pub floor: u32,
+    /// Published snapshots that may be parents, by epoch.
+    pub parents: Vec<Parent>,
+    /// Snapshots that were in the making at the last checkpoint.
+    pub pending: Vec<Uuid>,
+}
+
+impl Marked {
+    fn is_unused(&self) -> bool {
+        *self == Marked::default()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parent {
+    pub snapshot: Uuid,
+    pub epoch: u32,
 }
 
 /// A file's row and the chunks of its map.
@@ -50,6 +84,8 @@ pub type StoredFile = (FileRow, Vec<(u32, ChunkBytes)>);
 pub struct Changes {
     pub rows: Vec<(FileId, FileRow)>,
     pub chunks: Vec<(FileId, u32, ChunkBytes)>,
+    /// Rows of changed pages.
+    pub pages: Vec<(FileId, u32, Vec<u8>)>,
     pub gone: Vec<FileId>,
 }
 
@@ -189,7 +225,12 @@ impl State {
                     map.insert((id.0, *index), bytes).map_err(|e| self.failed(e))?;
                 }
             }
+            let mut pages = write.open_table(CHANGES).map_err(|e| self.failed(e))?;
+            for (id, index, row) in &changes.pages {
+                pages.insert((id.0, *index), row.as_slice()).map_err(|e| self.failed(e))?;
+            }
             for id in &changes.gone {
+                pages.retain_in((id.0, 0)..=(id.0, u32::MAX), |_, _| false).map_err(|e| self.failed(e))?;
                 files.remove(id.0).map_err(|e| self.failed(e))?;
                 map.retain_in((id.0, 0)..=(id.0, u32::MAX), |_, _| false).map_err(|e| self.failed(e))?;
             }
@@ -214,6 +255,73 @@ impl State {
             chunks.push((key.value().1, *value.value()));
         }
         Ok(Some((row, chunks)))
+    }
+
+    /// One durable transaction: the volume's row, and nothing kept of changes up to `floor`.
+    pub fn forget_changes(&self, meta: &Meta, floor: u32) -> Result<()> {
+        self.guarded(|| {
+            let mut write = self.db()?.begin_write().map_err(|e| self.failed(e))?;
+            write.set_durability(Durability::Immediate).map_err(|e| self.failed(e))?;
+            write.set_quick_repair(true);
+            {
+                let mut table = write.open_table(META).map_err(|e| self.failed(e))?;
+                let json = serde_json::to_vec(meta).map_err(|e| self.failed(e))?;
+                table.insert("volume", json.as_slice()).map_err(|e| self.failed(e))?;
+                let mut pages = write.open_table(CHANGES).map_err(|e| self.failed(e))?;
+                pages.retain(|_, row| row_is_needed(row, floor)).map_err(|e| self.failed(e))?;
+            }
+            write.commit().map_err(|e| self.failed(e))
+        })
+    }
+
+    /// Reads what is known of a file's changed pages.
+    pub fn changes_of(&self, id: FileId, changes: &mut ChangeMap) -> Result<()> {
+        self.read_changes((id.0, 0)..=(id.0, u32::MAX), &mut |_, index, row| {
+            changes.load_piece(index, row).map_err(|e| self.failed(format!("changes of file {id}: {}", e.0)))
+        })
+    }
+
+    /// Every row of changed pages.
+    pub fn for_each_change(&self, visit: &mut dyn FnMut(FileId, &[u8])) -> Result<()> {
+        self.read_changes((0, 0)..=(u64::MAX, u32::MAX), &mut |id, _, row| {
+            visit(id, row);
+            Ok(())
+        })
+    }
+
+    fn read_changes(
+        &self,
+        range: std::ops::RangeInclusive<(u64, u32)>,
+        visit: &mut dyn FnMut(FileId, u32, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.guarded(|| {
+            let read = self.db()?.begin_read().map_err(|e| self.failed(e))?;
+            let table = match read.open_table(CHANGES) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+                table => table.map_err(|e| self.failed(e))?,
+            };
+            for entry in table.range(range).map_err(|e| self.failed(e))? {
+                let (key, row) = entry.map_err(|e| self.failed(e))?;
+                let (id, index) = key.value();
+                visit(FileId(id), index, row.value())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Every file's row.
+    pub fn for_each_row(&self, visit: &mut dyn FnMut(FileId, FileRow)) -> Result<()> {
+        self.guarded(|| {
+            let read = self.db()?.begin_read().map_err(|e| self.failed(e))?;
+            let files = read.open_table(FILES).map_err(|e| self.failed(e))?;
+            for entry in files.iter().map_err(|e| self.failed(e))? {
+                let (key, row) = entry.map_err(|e| self.failed(e))?;
+                let id = FileId(key.value());
+                let row = FileRow::decode(row.value());
+                visit(id, row.map_err(|e| self.failed(format!("row of file {id}: {}", e.0)))?);
+            }
+            Ok(())
+        })
     }
 
     pub fn file_ids(&self) -> Result<Vec<FileId>> {

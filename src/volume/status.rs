@@ -1,5 +1,6 @@
 //! What the engine tells about itself: plain structs for `status`, `tiers`, `top` and the metrics.
 
+use crate::units::WallNs;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,6 +23,33 @@ pub struct VolumeStatus {
     pub image_memory_bytes: u64,
     /// Blocks promised to writers whose image is not on any tier yet, in bytes.
     pub promised_bytes: u64,
+    /// When pages changed last: what incremental snapshots go by.
+    #[serde(default)]
+    pub change_memory_bytes: u64,
+    #[serde(default)]
+    pub marks: MarkStatus,
+}
+
+/// Snapshots in the making, as the engine sees them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct MarkStatus {
+    pub pending: u64,
+    /// When the oldest pending mark was taken.
+    pub oldest_wall: Option<WallNs>,
+    /// Files that changed since some pending mark.
+    pub kept_files: u64,
+    /// Bytes in the log that only marks need.
+    pub pinned_log_bytes: u64,
+    /// Bytes saved for marks before base or log lost them; what their files take; and how much they may.
+    pub staged_bytes: u64,
+    pub staging_used_bytes: u64,
+    pub staging_limit_bytes: u64,
+    pub taken: u64,
+    /// Marks that were given up by the engine.
+    pub failed: u64,
+    /// How long a mark kept writers waiting, in microseconds: the longest, and the bound that 99 of 100 kept.
+    pub stall_us_max: u64,
+    pub stall_us_p99: u64,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -188,6 +188,7 @@ impl Volume {
             }
         }
         if drain == Drain::Oldest {
+            self.unpin_log(sixteenth)?;
             for seq in tail..sixteenth {
                 blocks.extend(self.touched_blocks(seq, |_| true));
             }
