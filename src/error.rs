@@ -47,6 +47,9 @@ pub enum Error {
     /// The volume is in use, or something is in use that must not be.
     #[error("{0}")]
     Busy(String),
+    /// Work on a repository was overtaken by a prune or fenced; what it wrote is void: start again.
+    #[error("{0}")]
+    Overtaken(String),
     /// The thing asked for is not there.
     #[error("{0}")]
     NotFound(String),

@@ -9,7 +9,7 @@
 //!   policy               placement, rules, profiles, the gate and coalescing decide; they own no data path and read no clock
 //!   heat                 the recorder of misses and writes; the forecast of heat
 //!   volume               the engine: read, write, sync, truncate by file id
-//!   log, tier            the write log; tier identity and object files
+//!   log, tier, repository  the write log; tier identity and object files; snapshots as content-addressed objects
 //!   ondisk               every format, with its golden bytes
 //!   device               backing files behind one small trait: the real one and a simulated one
 //!   units, error         ids, units, the error type
@@ -39,6 +39,7 @@ pub mod log;
 pub mod namespace;
 pub mod ondisk;
 pub mod policy;
+pub mod repository;
 pub mod tier;
 pub mod units;
 pub mod volume;

@@ -15,7 +15,7 @@ const ROWS: &[&[&str]] = &[
     &["policy"],
     &["heat"],
     &["volume"],
-    &["log", "tier"],
+    &["log", "tier", "repository"],
     &["ondisk"],
     &["device"],
     &["units", "error"],

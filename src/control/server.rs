@@ -171,7 +171,7 @@ impl From<Error> for Failure {
         let code = match &error {
             Error::Invalid(_) => StatusCode::BAD_REQUEST,
             Error::NotFound(_) => StatusCode::NOT_FOUND,
-            Error::Busy(_) | Error::WouldWait | Error::LogFull => StatusCode::CONFLICT,
+            Error::Busy(_) | Error::Overtaken(_) | Error::WouldWait | Error::LogFull => StatusCode::CONFLICT,
             Error::Io { .. }
             | Error::Corrupt { .. }
             | Error::WrongTier { .. }

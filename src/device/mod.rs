@@ -12,7 +12,7 @@
 use std::io;
 use std::sync::Arc;
 
-/// How a backing file is opened. All handles can be read and written.
+/// How a backing file is opened. Handles can be read and written unless the mode says otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OpenMode {
     /// Create when absent.
@@ -24,6 +24,8 @@ pub struct OpenMode {
     pub direct: bool,
     /// Every write is durable when it returns (O_DSYNC).
     pub dsync: bool,
+    /// The handle can only be read, which also works where nothing may be written.
+    pub read_only: bool,
 }
 
 /// One open backing file. All calls take positions; there is no cursor. Safe to share between threads.
@@ -65,6 +67,8 @@ pub trait Device: Send + Sync {
     fn create_dir_all(&self, path: &str) -> io::Result<()>;
     /// Renames a file, and replaces the target if there is one. The simulated device knows no renames of directories.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// As [`Device::rename`], but fails with `AlreadyExists` when the target is there: of several callers one wins. Atomic.
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()>;
     fn remove_file(&self, path: &str) -> io::Result<()>;
     /// Names in a directory, sorted; without `.` and `..`.
     fn list(&self, path: &str) -> io::Result<Vec<String>>;

@@ -89,7 +89,8 @@ impl RealDevice {
 
     fn open_real(&self, path: &str, mode: OpenMode) -> io::Result<RealFile> {
         path::check(path)?;
-        let mut flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NOATIME;
+        let access = if mode.read_only { OFlag::O_RDONLY } else { OFlag::O_RDWR };
+        let mut flags = access | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NOATIME;
         flags.set(OFlag::O_CREAT, mode.create);
         flags.set(OFlag::O_EXCL, mode.create && mode.exclusive);
         flags.set(OFlag::O_DIRECT, mode.direct);
@@ -150,6 +151,15 @@ impl Device for RealDevice {
         path::check(from)?;
         path::check(to)?;
         Ok(nix::fcntl::renameat(&self.dir, from, &self.dir, to)?)
+    }
+
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
+        path::check(from)?;
+        path::check(to)?;
+        // A link is refused when the name is taken, on every filesystem; renames are not. A crash in between leaves the first
+        // name behind, which is what a caller of rename must expect anyhow.
+        nix::unistd::linkat(&self.dir, from, &self.dir, to, AtFlags::empty())?;
+        self.remove_file(from)
     }
 
     fn remove_file(&self, path: &str) -> io::Result<()> {

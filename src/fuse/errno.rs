@@ -34,7 +34,7 @@ fn of_engine(error: &Error, doing: Doing) -> i32 {
         Error::LogFull => libc::ENOSPC,
         Error::WouldWait => libc::EAGAIN,
         Error::Invalid(_) => libc::EINVAL,
-        Error::Busy(_) => libc::EBUSY,
+        Error::Busy(_) | Error::Overtaken(_) => libc::EBUSY,
         Error::NotFound(_) => libc::ENOENT,
     };
     if number == libc::EIO || doing == Doing::Syncing {

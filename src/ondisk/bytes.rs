@@ -4,6 +4,9 @@
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Malformed(pub &'static str);
 
+/// What came of decoding.
+pub type Decoded<T> = Result<T, Malformed>;
+
 /// Reads fields from the front of a slice.
 pub struct Reader<'a> {
     rest: &'a [u8],

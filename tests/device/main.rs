@@ -12,8 +12,8 @@ use heatfs::device::{AlignedBuf, BackingFile, Device, OpenMode};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
-const CREATE: OpenMode = OpenMode { create: true, exclusive: false, direct: false, dsync: false };
-const LOG: OpenMode = OpenMode { create: true, exclusive: false, direct: true, dsync: true };
+const CREATE: OpenMode = OpenMode { create: true, exclusive: false, direct: false, dsync: false, read_only: false };
+const LOG: OpenMode = OpenMode { create: true, exclusive: false, direct: true, dsync: true, read_only: false };
 
 /// Runs each function on a real device and on a simulated one.
 macro_rules! conformance {

@@ -34,6 +34,9 @@ impl Device for Limited {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.device.rename(from, to)
     }
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
+        self.device.rename_new(from, to)
+    }
     fn remove_file(&self, path: &str) -> io::Result<()> {
         self.device.remove_file(path)
     }

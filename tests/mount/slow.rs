@@ -33,6 +33,9 @@ impl Device for SlowDevice {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.0.rename(from, to)
     }
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename_new(from, to)
+    }
     fn remove_file(&self, path: &str) -> io::Result<()> {
         self.0.remove_file(path)
     }

@@ -353,6 +353,35 @@ impl SimDevice {
         call(&world.devices[self.index])
     }
 
+    /// Renames a file if what is at the target may be replaced.
+    fn rename_if(&self, from: &str, to: &str, allowed: impl Fn(Option<Entry>) -> bool) -> io::Result<()> {
+        path::check(from)?;
+        path::check(to)?;
+        let mut world = self.state.lock();
+        world.alive()?;
+        let names = &world.devices[self.index].names;
+        let moved = names.expect_file(from)?;
+        names.expect_dir(names::parent(to))?;
+        let target = names.find(to)?;
+        if !allowed(target) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let replaced = match target {
+            Some(Entry::Dir) => return Err(io::ErrorKind::IsADirectory.into()),
+            Some(Entry::File(inode)) if inode == moved => return Ok(()),
+            Some(Entry::File(inode)) => Some(inode),
+            None => None,
+        };
+        let start = self.begin(&mut world, Kind::Change)?;
+        let disk = &mut world.devices[self.index];
+        disk.names.rename(from, to);
+        if let Some(inode) = replaced {
+            disk.inode(inode).named = false;
+            disk.release(inode);
+        }
+        start.finish()
+    }
+
     fn begin(&self, world: &mut MutexGuard<'_, World>, kind: Kind) -> io::Result<Start> {
         world.begin(self.index, kind)
     }
@@ -408,27 +437,11 @@ impl Device for SimDevice {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        path::check(from)?;
-        path::check(to)?;
-        let mut world = self.state.lock();
-        world.alive()?;
-        let names = &world.devices[self.index].names;
-        let moved = names.expect_file(from)?;
-        names.expect_dir(names::parent(to))?;
-        let replaced = match names.find(to)? {
-            Some(Entry::Dir) => return Err(io::ErrorKind::IsADirectory.into()),
-            Some(Entry::File(inode)) if inode == moved => return Ok(()),
-            Some(Entry::File(inode)) => Some(inode),
-            None => None,
-        };
-        let start = self.begin(&mut world, Kind::Change)?;
-        let disk = &mut world.devices[self.index];
-        disk.names.rename(from, to);
-        if let Some(inode) = replaced {
-            disk.inode(inode).named = false;
-            disk.release(inode);
-        }
-        start.finish()
+        self.rename_if(from, to, |_| true)
+    }
+
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
+        self.rename_if(from, to, |target| target.is_none())
     }
 
     fn remove_file(&self, path: &str) -> io::Result<()> {

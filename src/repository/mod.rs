@@ -1,0 +1,215 @@
+//! The repository: snapshots as content-addressed objects in a directory, on any [`Device`].
+//!
+//! ```text
+//! format                       what this repository is: version, feature bits, keys           format.rs
+//! packs/<x>/<pack>             objects in compressed, perhaps encrypted frames                pack.rs
+//! index/<generation>-<n>       which object lies where, sorted; can be made again from packs  segment.rs
+//! snapshots/<ulid>             roots                                                          root.rs
+//! refs/<name>/<generation>     pins and tags; the highest generation counts                   refs.rs
+//! leases/<id>, <id>.fence      writers at work, and those that prune gave up                  lease.rs
+//! gc/<generation>-<step>       the steps of each prune                                        generations.rs, plan.rs
+//! verify/<n>                   what was verified when                                         verify.rs
+//! tmp/                         files that have no name yet
+//! ```
+//!
+//! **Objects** are pages and slots of files (up to 64 KiB) and nodes of trees. An object is named by keyed BLAKE3 of its bytes, and checked against this name whenever
+//! it is read from the disk (I8). A reference to it carries its place too, so that reading needs no index; when prune has moved the object, the
+//! index tells the new place. Nothing is ever overwritten; prune is the only deleter.
+//!
+//! **A snapshot** is a root with two tables: names (path to attributes and file id) and files (file id to size and content tree). Tables
+//! are sorted and cut by content (`table.rs`), trees by offset (`content.rs`); equal runs and subtrees are shared with the parent, so a snapshot
+//! costs what changed, and one without changes only its root.
+//!
+//! **Writing** (`writer.rs`): lease, packs, index segments, root, each durable before the next. **Prune** (`prune.rs`) never races with a writer:
+//! generations and leases decide, not clocks (`generations.rs`, `lease.rs`). Every crash leaves either a snapshot or garbage.
+//!
+//! All integers are little-endian. Formats are described at the head of the file that owns them, and pinned there by golden bytes.
+
+mod cache;
+mod content;
+mod file;
+mod format;
+mod generations;
+mod ids;
+mod index;
+mod keys;
+mod lease;
+mod namespace;
+mod pack;
+mod plan;
+mod read;
+mod root;
+mod segment;
+mod sink;
+mod small;
+mod snapshot;
+mod store;
+mod table;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use content::SLOT_BYTES;
+pub use file::{FileState, FileUpdate};
+pub use ids::{Generation, LeaseId, ObjectId, ObjectRef, PackId, Place, SnapshotId};
+pub use keys::KEY_FILE_BYTES_MIN;
+pub use lease::Lease;
+pub use namespace::{Entry, EntryKind, Names, NamespaceWriter, Walk};
+pub use plan::{Condemned, Plan, Reason};
+pub use read::{FileContent, Run};
+pub use root::{Consistency, Root, SnapshotMeta, SnapshotStats};
+pub use snapshot::{NameChange, Snapshot};
+pub use writer::{Stored, Writer, WriterOptions};
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::units::WallNs;
+use format::Format;
+use keys::Keys;
+use small::{SmallObjects, create_file, io_error, read_file};
+use std::sync::Arc;
+use store::Store;
+use uuid::Uuid;
+
+/// A pack is ended when it holds this much, unless the repository was made otherwise.
+pub const PACK_BYTES: u64 = 64 << 20;
+const PACK_BYTES_MIN: u64 = 64 << 10;
+const PACK_BYTES_MAX: u64 = 1 << 30;
+
+/// How a repository is made.
+#[derive(Clone, Debug)]
+pub struct InitOptions<'k> {
+    /// Content of the key file, at least [`KEY_FILE_BYTES_MIN`] bytes; None: not encrypted.
+    pub key: Option<&'k [u8]>,
+    pub pack_bytes: u64,
+    pub now: WallNs,
+}
+
+/// An open repository. All of it may be shared by threads; several processes may have one open at a time.
+pub struct Repository {
+    pub(crate) store: Store,
+    format: Format,
+}
+
+impl Repository {
+    /// Makes a repository of an empty directory and opens it. A crash leaves either a repository or a directory that `init` takes again.
+    pub fn init(device: Arc<dyn Device>, options: &InitOptions<'_>) -> Result<Repository> {
+        if !(PACK_BYTES_MIN..=PACK_BYTES_MAX).contains(&options.pack_bytes) {
+            let bytes = options.pack_bytes;
+            return Err(Error::Invalid(format!(
+                "packs of {bytes} bytes: {PACK_BYTES_MIN} to {PACK_BYTES_MAX} are allowed"
+            )));
+        }
+        let path = device.path();
+        let exists = |name: &str| device.exists(name).map_err(|e| io_error(device.as_ref(), "look for", name, e));
+        if exists(format::PATH)? {
+            return Err(Error::Busy(format!("{path} is a repository already")));
+        }
+        let known = ["packs", "index", "snapshots", "refs", "leases", "gc", "verify", "tmp", "lost+found"];
+        let names = device.list("").map_err(|e| io_error(device.as_ref(), "list", "", e))?;
+        if let Some(strange) = names.iter().find(|name| !known.contains(&name.as_str())) {
+            return Err(Error::Busy(format!("{path} is not empty: `{strange}` is in it")));
+        }
+        let dirs = (0..16).map(|digit| format!("packs/{digit:x}"));
+        for dir in dirs.chain(known[1..8].iter().map(|name| (*name).to_owned())) {
+            device.create_dir_all(&dir).map_err(|e| io_error(device.as_ref(), "create", &dir, e))?;
+        }
+        for dir in ["packs", ""] {
+            device.sync_dir(dir).map_err(|e| io_error(device.as_ref(), "sync directory", dir, e))?;
+        }
+        let id = Uuid::new_v4();
+        let master: [u8; 32] = ids::random_bytes()?;
+        let wrapped = options.key.map(|key| keys::wrap(&master, key, id.as_bytes())).transpose()?;
+        let format = Format {
+            compat: 0,
+            ro_compat: 0,
+            incompat: if wrapped.is_some() { format::INCOMPAT_ENCRYPTED } else { 0 },
+            id,
+            made: options.now,
+            pack_bytes: options.pack_bytes,
+            master: wrapped.unwrap_or_else(|| master.to_vec()),
+        };
+        if !create_file(device.as_ref(), format::PATH, Generation(0), &format.encode())? {
+            return Err(Error::Busy(format!("{path} was made a repository by somebody else meanwhile")));
+        }
+        Repository::open(device, options.key)
+    }
+
+    /// Opens a repository. Errors: `NotFound` where there is none, `Invalid` for a wrong or missing key and for what a later version wrote.
+    pub fn open(device: Arc<dyn Device>, key: Option<&[u8]>) -> Result<Repository> {
+        let path = format!("{}/{}", device.path(), format::PATH);
+        let bytes = read_file(device.as_ref(), format::PATH)?;
+        let bytes = bytes.ok_or_else(|| Error::NotFound(format!("{}: there is no repository", device.path())))?;
+        let format = Format::decode(&bytes, &path)?;
+        let invalid = |why: &str| Error::Invalid(format!("{path}: {why}"));
+        let master = match (format.encrypted(), key) {
+            (false, _) => <[u8; 32]>::try_from(format.master.as_slice()).map_err(|_| Error::Corrupt {
+                what: "repository format",
+                path: path.clone(),
+                offset: 72,
+                why: "the master key has another length".to_owned(),
+            })?,
+            (true, None) => return Err(invalid("the repository is encrypted: a key file is needed")),
+            (true, Some(key)) => keys::unwrap(&format.master, key, format.id.as_bytes())?
+                .ok_or_else(|| invalid("wrong key: this key file does not open the repository"))?,
+        };
+        let keys = Arc::new(Keys::new(&master, format.encrypted()));
+        let store = Store::new(SmallObjects { device, keys }, format.id);
+        Ok(Repository { store, format })
+    }
+
+    pub fn id(&self) -> Uuid {
+        self.format.id
+    }
+
+    pub fn encrypted(&self) -> bool {
+        self.format.encrypted()
+    }
+
+    /// Where the repository is, for messages.
+    pub fn path(&self) -> String {
+        self.store.small.device.path()
+    }
+
+    /// Begins to store a snapshot.
+    pub fn begin(&self, options: WriterOptions) -> Result<Writer<'_>> {
+        Writer::begin(self, options)
+    }
+
+    /// All snapshots, oldest first.
+    pub fn snapshots(&self) -> Result<Vec<Root>> {
+        root::list(&self.store.small)
+    }
+
+    /// Opens a snapshot. Errors: `NotFound`.
+    pub fn snapshot(&self, id: SnapshotId) -> Result<Snapshot<'_>> {
+        Ok(Snapshot::new(self, root::find(&self.store.small, id)?))
+    }
+
+    /// Writers that are at work, or were when they died; and whether a prune has given them up.
+    pub fn leases(&self) -> Result<Vec<(Lease, bool)>> {
+        lease::list(&self.store.small)
+    }
+
+    /// The verified bytes of an object.
+    pub fn object(&self, object: &ObjectRef) -> Result<Arc<Vec<u8>>> {
+        self.store.object(object)
+    }
+
+    /// Forgets everything that was read, so that later reads see the disk as it is now.
+    pub fn forget(&self) {
+        self.store.forget();
+    }
+
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.format.read_only() {
+            return Err(Error::Invalid(format!(
+                "{}: the repository uses features (ro_compat {:#x}) with which this program may only read it: use a newer heatfs",
+                self.path(),
+                self.format.ro_compat
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,283 @@
+//! Reading the content of files, and comparing it.
+
+use super::content::{self, LEAF_BYTES, Leaf, Piece, SLOT_BYTES, Slot};
+use super::file::FileState;
+use super::ids::ObjectRef;
+use super::store::Store;
+use crate::error::{Error, Result};
+use crate::units::FileId;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// The leaf with this number; None where the tree has a hole.
+pub fn leaf(store: &Store, state: &FileState, number: u64) -> Result<Option<Leaf>> {
+    let Some(mut at) = state.root else { return Ok(None) };
+    if number >= content::span(state.level) / LEAF_BYTES {
+        return Ok(None);
+    }
+    for level in (1..=state.level).rev() {
+        let inner = store.inner(&at)?;
+        let below = content::span(level - 1) / LEAF_BYTES;
+        let child = u8::try_from(number / below % 64).unwrap_or(0);
+        match inner.children.get(&child) {
+            Some(object) => at = *object,
+            None => return Ok(None),
+        }
+    }
+    store.leaf(&at).map(Some)
+}
+
+/// Bytes of a slot from `within` on.
+pub fn slot(store: &Store, slot: &Slot, page_bytes: u32, within: u32, buf: &mut [u8]) -> Result<()> {
+    buf.fill(0);
+    let mut base: Option<Arc<Vec<u8>>> = None;
+    let mut done = 0;
+    while done < buf.len() {
+        let at = within + u32::try_from(done).unwrap_or(0);
+        let in_page = at % page_bytes;
+        let n = usize::try_from(page_bytes - in_page).unwrap_or(0).min(buf.len() - done);
+        let target = &mut buf[done..done + n];
+        match slot.pages.get(&u8::try_from(at / page_bytes).unwrap_or(0)) {
+            Some(Piece::Data { object, valid }) => copy(&store.object(object)?, *valid, in_page, target),
+            Some(Piece::Hole | Piece::Zero) => {}
+            None => {
+                if let Piece::Data { object, valid } = &slot.base {
+                    let bytes = match &base {
+                        Some(bytes) => bytes.clone(),
+                        None => base.insert(store.object(object)?).clone(),
+                    };
+                    copy(&bytes, *valid, at, target);
+                }
+            }
+        }
+        done += n;
+    }
+    Ok(())
+}
+
+fn copy(bytes: &[u8], valid: u32, from: u32, target: &mut [u8]) {
+    let valid = usize::try_from(valid).unwrap_or(0).min(bytes.len());
+    let from = usize::try_from(from).unwrap_or(usize::MAX).min(valid);
+    let n = target.len().min(valid - from);
+    target[..n].copy_from_slice(&bytes[from..from + n]);
+}
+
+/// A run of bytes of one kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    pub start: u64,
+    pub end: u64,
+    /// Never written, or punched: to be restored as a hole.
+    pub hole: bool,
+}
+
+/// The content of one file of a snapshot. Safe to share between threads.
+pub struct FileContent<'s> {
+    store: &'s Store,
+    pub file: FileId,
+    pub state: FileState,
+    /// Readers mostly go on where they were.
+    last: Mutex<Option<(u64, Arc<Leaf>)>>,
+}
+
+impl<'s> FileContent<'s> {
+    pub(super) fn new(store: &'s Store, file: FileId, state: FileState) -> FileContent<'s> {
+        FileContent { store, file, state, last: Mutex::new(None) }
+    }
+
+    pub fn size(&self) -> u64 {
+        self.state.size
+    }
+
+    /// Reads at most `buf.len()` bytes; fewer only at the end of the file. Every byte is checked against the name it is stored under.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let available = usize::try_from(self.state.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let total = buf.len().min(available);
+        let mut done = 0;
+        while done < total {
+            let at = offset + done as u64;
+            let within = at % SLOT_BYTES;
+            let n = usize::try_from(SLOT_BYTES - within).unwrap_or(0).min(total - done);
+            let target = &mut buf[done..done + n];
+            let leaf = self.leaf(at / LEAF_BYTES)?;
+            match leaf.slots.get(&slot_number(at)) {
+                Some(content) => {
+                    let within = u32::try_from(within).unwrap_or(0);
+                    slot(self.store, content, self.state.page_bytes, within, target)?;
+                }
+                None => target.fill(0),
+            }
+            done += n;
+        }
+        Ok(total)
+    }
+
+    /// The run of data or hole that `offset` lies in, from there on; runs of data end at borders of leaves at the latest, so ask again.
+    /// None at the end of the file.
+    pub fn run(&self, offset: u64) -> Result<Option<Run>> {
+        if offset >= self.state.size {
+            return Ok(None);
+        }
+        let mut end = offset;
+        let hole = self.is_hole(offset)?;
+        let page = u64::from(self.state.page_bytes);
+        let leaf_end = (offset / LEAF_BYTES + 1) * LEAF_BYTES;
+        while end < leaf_end.min(self.state.size) && self.is_hole(end)? == hole {
+            let step = if self.slot_is_plain(end)? { SLOT_BYTES } else { page };
+            end = (end / step + 1) * step;
+        }
+        Ok(Some(Run { start: offset, end: end.min(self.state.size), hole }))
+    }
+
+    fn is_hole(&self, offset: u64) -> Result<bool> {
+        let leaf = self.leaf(offset / LEAF_BYTES)?;
+        let Some(slot) = leaf.slots.get(&slot_number(offset)) else { return Ok(true) };
+        let page = u8::try_from(offset % SLOT_BYTES / u64::from(self.state.page_bytes)).unwrap_or(0);
+        Ok(*slot.pages.get(&page).unwrap_or(&slot.base) == Piece::Hole)
+    }
+
+    fn slot_is_plain(&self, offset: u64) -> Result<bool> {
+        let leaf = self.leaf(offset / LEAF_BYTES)?;
+        Ok(leaf.slots.get(&slot_number(offset)).is_none_or(|slot| slot.pages.is_empty()))
+    }
+
+    fn leaf(&self, number: u64) -> Result<Arc<Leaf>> {
+        if let Some((last, leaf)) = self.last.lock().as_ref()
+            && *last == number
+        {
+            return Ok(leaf.clone());
+        }
+        let leaf = Arc::new(leaf(self.store, &self.state, number)?.unwrap_or_default());
+        *self.last.lock() = Some((number, leaf.clone()));
+        Ok(leaf)
+    }
+}
+
+fn slot_number(offset: u64) -> u8 {
+    u8::try_from(offset % LEAF_BYTES / SLOT_BYTES).unwrap_or(0)
+}
+
+/// Calls for each range of pages that may differ between two contents, in order. Equal subtrees are not read, and no page is.
+pub fn changed_ranges(
+    store: &Store,
+    before: Option<&FileState>,
+    after: Option<&FileState>,
+    call: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    let level = before.map_or(0, |state| state.level).max(after.map_or(0, |state| state.level));
+    let size = before.map_or(0, |state| state.size).max(after.map_or(0, |state| state.size));
+    let page_bytes = after.or(before).map_or(SLOT_BYTES, |state| state.page_bytes.into());
+    if let (Some(before), Some(after)) = (before, after)
+        && before.page_bytes != after.page_bytes
+    {
+        return call(0, size);
+    }
+    let mut compare = Compare { store, page_bytes, size, open: None, call };
+    let side = |state: Option<&FileState>| state.and_then(|state| Some((state.root?, state.level)));
+    compare.nodes(level, 0, side(before), side(after))?;
+    compare.flush()?;
+    // What lies beyond the shorter of the two, but for holes, has been told; the rest is a matter of sizes.
+    Ok(())
+}
+
+struct Compare<'a> {
+    store: &'a Store,
+    page_bytes: u64,
+    size: u64,
+    open: Option<(u64, u64)>,
+    call: &'a mut dyn FnMut(u64, u64) -> Result<()>,
+}
+
+impl Compare<'_> {
+    /// A node and its level; lower than `level` where a tree is not as tall.
+    fn nodes(&mut self, level: u8, start: u64, a: Option<(ObjectRef, u8)>, b: Option<(ObjectRef, u8)>) -> Result<()> {
+        if a.map(|a| (a.0.id, a.1)) == b.map(|b| (b.0.id, b.1)) {
+            return Ok(());
+        }
+        if level == 0 {
+            let leaf = |side: Option<(ObjectRef, u8)>| match side {
+                Some((object, _)) => self.store.leaf(&object),
+                None => Ok(Leaf::default()),
+            };
+            let (a, b) = (leaf(a)?, leaf(b)?);
+            return self.leaves(start, &a, &b);
+        }
+        let (a, b) = (self.children(level, a)?, self.children(level, b)?);
+        let numbers: std::collections::BTreeSet<u8> = a.keys().chain(b.keys()).copied().collect();
+        for child in numbers {
+            let start = start + u64::from(child) * content::span(level - 1);
+            self.nodes(level - 1, start, a.get(&child).copied(), b.get(&child).copied())?;
+        }
+        Ok(())
+    }
+
+    fn children(
+        &self,
+        level: u8,
+        side: Option<(ObjectRef, u8)>,
+    ) -> Result<std::collections::BTreeMap<u8, (ObjectRef, u8)>> {
+        match side {
+            None => Ok(Default::default()),
+            Some((object, own)) if own < level => Ok([(0, (object, own))].into()),
+            Some((object, _)) => {
+                let inner = self.store.inner(&object)?;
+                Ok(inner.children.into_iter().map(|(number, child)| (number, (child, level - 1))).collect())
+            }
+        }
+    }
+
+    fn leaves(&mut self, start: u64, a: &Leaf, b: &Leaf) -> Result<()> {
+        let numbers: std::collections::BTreeSet<u8> = a.slots.keys().chain(b.slots.keys()).copied().collect();
+        let hole = Slot::HOLE;
+        for number in numbers {
+            let (a, b) = (a.slots.get(&number).unwrap_or(&hole), b.slots.get(&number).unwrap_or(&hole));
+            let start = start + u64::from(number) * SLOT_BYTES;
+            for page in 0..SLOT_BYTES / self.page_bytes {
+                let key = u8::try_from(page).unwrap_or(0);
+                if !same_bytes(effective(a, key), effective(b, key)) {
+                    self.range(start + page * self.page_bytes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn range(&mut self, offset: u64) -> Result<()> {
+        let end = (offset + self.page_bytes).min(self.size);
+        match &mut self.open {
+            Some((_, open_end)) if *open_end == offset => *open_end = end,
+            _ => {
+                self.flush()?;
+                self.open = Some((offset, end));
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        match self.open.take() {
+            Some((start, end)) if start < end => (self.call)(start, end),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn effective(slot: &Slot, page: u8) -> (Piece, bool) {
+    slot.pages.get(&page).map_or((slot.base, true), |piece| (*piece, false))
+}
+
+/// Where an object lies makes no difference to its bytes; base and page do.
+fn same_bytes((a, a_base): (Piece, bool), (b, b_base): (Piece, bool)) -> bool {
+    match (a, b) {
+        (Piece::Data { object: a, valid: v }, Piece::Data { object: b, valid: w }) => {
+            a.id == b.id && v == w && a_base == b_base
+        }
+        (Piece::Data { .. }, _) | (_, Piece::Data { .. }) => false,
+        (a, b) => a == b,
+    }
+}
+
+/// The error for a file that a snapshot does not have.
+pub fn no_such_file(file: FileId, snapshot: impl std::fmt::Display) -> Error {
+    Error::NotFound(format!("file {file}: snapshot {snapshot} has none"))
+}

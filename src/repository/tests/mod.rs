@@ -1,0 +1,4 @@
+//! The repository on simulated disks: what it stores, what it survives.
+
+mod capture;
+mod lab;
