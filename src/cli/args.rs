@@ -134,6 +134,15 @@ pub(super) enum Command {
         #[arg(help = format!("What to print: {TARGETS}"))]
         what: String,
     },
+    /// Take snapshots of the running volume, and look at those in the repository.
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
+    /// Bring a snapshot, or a part of it, back as plain files in an empty directory.
+    Restore(Restore),
+    /// The repository that snapshots are kept in.
+    Repo(Repo),
     /// Replay a trace of accesses against simulated tiers: what would each way of placing blocks have hit?
     Replay(Replay),
     /// Predict heat for another program, line by line on standard input and output.
@@ -194,6 +203,82 @@ pub(super) struct Release {
     pub(super) accept_untrusted: bool,
 }
 
+/// Which repository is meant.
+#[derive(Debug, Args)]
+pub(super) struct Storage {
+    /// The repository's directory [default: the one in the volume's settings].
+    #[arg(long, value_name = "DIR")]
+    pub(super) repository: Option<PathBuf>,
+    /// The file with the key of an encrypted repository.
+    #[arg(long, value_name = "FILE")]
+    pub(super) key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SnapshotCommand {
+    /// Take a snapshot of the whole volume as it is at this instant, and wait until it is in the repository.
+    ///
+    /// The database may go on writing. What comes back is what a power cut at that instant would have left, on which it
+    /// recovers by itself. Only pages that changed since the last snapshot are read and stored.
+    Create {
+        /// A label to find it by; repeat for each.
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+        labels: Vec<(String, String)>,
+    },
+    /// All snapshots, oldest first.
+    List {
+        #[command(flatten)]
+        storage: Storage,
+    },
+    /// One snapshot.
+    Show {
+        /// Its name, the beginning of it, or `latest`.
+        #[arg(value_name = "SNAPSHOT")]
+        id: String,
+        #[command(flatten)]
+        storage: Storage,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Restore {
+    /// Its name, the beginning of it, or `latest`.
+    #[arg(value_name = "SNAPSHOT")]
+    pub(super) id: String,
+    /// An empty directory, or one that does not exist yet.
+    pub(super) dir: PathBuf,
+    /// Only this file, or this directory with everything in it: a path within the snapshot.
+    #[arg(long, value_name = "PATH")]
+    pub(super) path: Option<String>,
+    /// Files restored at once.
+    #[arg(long, value_name = "N", default_value = "4", value_parser = streams)]
+    pub(super) streams: usize,
+    #[command(flatten)]
+    pub(super) storage: Storage,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Repo {
+    #[command(subcommand)]
+    pub(super) command: RepoCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RepoCommand {
+    /// Make a repository of an empty directory.
+    Init {
+        dir: PathBuf,
+        /// Encrypt everything in it with the key in this file. Without the file nothing can be restored.
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+    },
+    /// How much it holds.
+    Stats {
+        #[command(flatten)]
+        storage: Storage,
+    },
+}
+
 #[derive(Debug, Args)]
 pub(super) struct Replay {
     /// CSV, plain or gzip, with the header ts_ms,op,file,offset,len.
@@ -214,6 +299,20 @@ fn percent(text: &str) -> Result<f64, String> {
         Ok(value) if value > 0.0 && value <= 100.0 => Ok(value),
         _ => Err("a percentage above 0 and up to 100 is wanted".to_owned()),
     }
+}
+
+fn label(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("KEY=VALUE is wanted".to_owned()),
+    }
+}
+
+fn streams(text: &str) -> std::result::Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|count| (1..=64).contains(count))
+        .ok_or_else(|| "a number from 1 to 64 is wanted".to_owned())
 }
 
 fn named_path(text: &str) -> Result<(String, PathBuf), String> {

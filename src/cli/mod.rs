@@ -16,6 +16,7 @@ mod release;
 mod replay;
 mod report;
 mod show;
+mod snapshot;
 mod top;
 mod volume;
 
@@ -121,6 +122,9 @@ fn run(cli: Cli) -> Result<()> {
         Command::Adopt(request) => adopt::run(&request, as_json),
         Command::Release(request) => release::run(&volume, &request, as_json),
         Command::Check { deep } => check::run(&volume, deep, as_json),
+        Command::Snapshot { command } => snapshot::run(&volume, command, as_json),
+        Command::Restore(request) => snapshot::restore_into(&volume, &request, as_json),
+        Command::Repo(request) => snapshot::repo(&volume, request, as_json),
         Command::Replay(request) => replay::run(&request, as_json),
         Command::Predict { .. } => replay::predict(),
         Command::Dump { what } => dump::run(&volume, &what),

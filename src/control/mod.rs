@@ -8,6 +8,7 @@ pub mod metrics;
 mod placement;
 pub mod protocol;
 mod server;
+mod snapshots;
 mod socket;
 
 pub use server::start;

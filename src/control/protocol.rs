@@ -8,7 +8,7 @@ use crate::policy::placement::{Reason, TierOutlook};
 use crate::units::TierId;
 use crate::volume::{Counters, LogStatus, TierStatus, VolumeStatus};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 pub const STATUS: &str = "/v1/status";
 pub const TIERS: &str = "/v1/tiers";
@@ -25,6 +25,7 @@ pub const CHECK: &str = "/v1/check";
 pub const SETTLE: &str = "/v1/settle";
 pub const CHECKPOINT: &str = "/v1/checkpoint";
 pub const STOP: &str = "/v1/stop";
+pub const SNAPSHOTS: &str = "/v1/snapshots";
 pub const JOBS: &str = "/v1/jobs";
 pub const METRICS: &str = "/metrics";
 
@@ -338,6 +339,14 @@ pub struct JobReply {
     pub error: Option<String>,
     /// What it found, when it found something to say.
     pub result: Option<serde_json::Value>,
+}
+
+/// POST `/v1/snapshots`: takes one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRequest {
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -9,9 +9,10 @@ use super::metrics;
 use super::placement;
 use super::protocol::{
     self, CheckRequest, DoneReply, ErrorReply, ExplainQuery, ExplainReply, HeatQuery, HeatReply, HistoryReply,
-    JobReply, PinRequest, PlanQuery, PlanReply, StatusReply, StopRequest, TiersReply, TopReply, WhatIfQuery,
-    WhatIfReply, WhyQuery, WhyReply,
+    JobReply, PinRequest, PlanQuery, PlanReply, SnapshotRequest, StatusReply, StopRequest, TiersReply, TopReply,
+    WhatIfQuery, WhatIfReply, WhyQuery, WhyReply,
 };
+use super::snapshots;
 use super::socket::Socket;
 use crate::daemon::{Control, Served};
 use crate::error::{Error, Result};
@@ -123,6 +124,7 @@ fn router(context: Context) -> Router {
         .route(protocol::CHECK, post(check))
         .route(protocol::SETTLE, post(settle))
         .route(protocol::CHECKPOINT, post(checkpoint))
+        .route(protocol::SNAPSHOTS, post(snapshot))
         .route(protocol::STOP, post(stop))
         .route("/v1/jobs/{id}", get(job))
         .route(protocol::METRICS, get(prometheus))
@@ -324,6 +326,11 @@ async fn settle(State(context): State<Context>) -> Answer<JobReply> {
         context.errands.start("settle", remaining, work)
     });
     reply.await.map(Json)
+}
+
+async fn snapshot(State(context): State<Context>, bytes: Bytes) -> Answer<JobReply> {
+    let request: SnapshotRequest = body(&bytes)?;
+    blocking(context, move |context| snapshots::create(&context.served, &context.errands, request)).await.map(Json)
 }
 
 async fn checkpoint(State(context): State<Context>) -> Answer<DoneReply> {

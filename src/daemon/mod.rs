@@ -14,6 +14,7 @@ mod served;
 mod service;
 pub mod settings;
 mod signals;
+pub mod snapshots;
 mod watchdog;
 
 pub use lifecycle::{engine_options, engine_tiers, run, tier_plans};

@@ -7,6 +7,7 @@
 use super::path_rules::{read_profiles, read_rules};
 use super::quantity::parse_bytes;
 use super::reader::Section;
+use super::snapshots::SnapshotSettings;
 use crate::error::{Error, Result};
 use crate::policy::profiles::Profile;
 use crate::policy::rules::Rule;
@@ -57,10 +58,14 @@ pub const KEYS: &[&str] = &[
     "rule.promote",
     "checkpoint.interval",
     "coalesce.log_fill_start",
+    "snapshot.repository",
+    "snapshot.key_file",
+    "snapshot.streams",
+    "snapshot.staging",
 ];
 
 /// The tables of the file.
-const TABLES: &[&str] = &["log", "tier", "fuse", "placement", "rule", "checkpoint", "coalesce"];
+const TABLES: &[&str] = &["log", "tier", "fuse", "placement", "rule", "checkpoint", "coalesce", "snapshot"];
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -83,6 +88,7 @@ pub struct Settings {
     pub checkpoint_interval: Duration,
     /// Share of the log in use above which coalescing starts even for blocks that are still being written.
     pub coalesce_log_fill_start: f64,
+    pub snapshot: SnapshotSettings,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -237,12 +243,14 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
     let mut placement = root.section("placement")?;
     let mut checkpoint = root.section("checkpoint")?;
     let mut coalesce = root.section("coalesce")?;
+    let mut snapshot = root.section("snapshot")?;
     for (section, prefix) in [
         (&log, "log."),
         (&fuse, "fuse."),
         (&placement, "placement."),
         (&checkpoint, "checkpoint."),
         (&coalesce, "coalesce."),
+        (&snapshot, "snapshot."),
     ] {
         refuse_unknown(section, prefix)?;
     }
@@ -262,6 +270,7 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
         placement,
         checkpoint_interval: checkpoint.span("interval", seconds(30), seconds(1)..=seconds(3600))?,
         coalesce_log_fill_start: coalesce.number("log_fill_start", 0.5, 0.05..=0.9)?.into(),
+        snapshot: super::snapshots::read(&mut snapshot)?,
     };
     refuse_overlap(&settings, origin)?;
     Ok(settings)

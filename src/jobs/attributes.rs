@@ -56,6 +56,30 @@ impl Attributes {
         })
     }
 
+    /// Of something that is yet to be made. `owner`: user and group; `times`: of access and modification. Errors: `Invalid` for a name of an attribute
+    /// that cannot be.
+    pub fn of(
+        mode: u32,
+        owner: (u32, u32),
+        times: (WallNs, WallNs),
+        symlink: bool,
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<Attributes> {
+        let named = |(name, value): &(Vec<u8>, Vec<u8>)| match CString::new(name.as_slice()) {
+            Ok(name) => Ok((name, value.clone())),
+            Err(_) => Err(Error::Invalid(format!("attribute name {:?}", String::from_utf8_lossy(name)))),
+        };
+        Ok(Attributes {
+            mode,
+            uid: owner.0,
+            gid: owner.1,
+            accessed: times.0,
+            modified: times.1,
+            symlink,
+            xattrs: xattrs.iter().map(named).collect::<Result<_>>()?,
+        })
+    }
+
     /// Leaves the ACLs out: with them the mode would mean something else.
     pub fn drop_acls(&mut self) {
         self.xattrs.retain(|(name, _)| !name.to_bytes().starts_with(ACL_PREFIX));

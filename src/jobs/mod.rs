@@ -18,6 +18,8 @@ pub mod protect;
 pub mod relations;
 pub mod release;
 pub mod replay;
+pub mod restore;
+pub mod snapshot;
 mod survey;
 mod watch;
 

@@ -1,0 +1,201 @@
+//! `snapshot`, `restore` and `repo`.
+
+use super::args::{Choice, Repo, RepoCommand, Restore, SnapshotCommand, Storage};
+use super::progress::{self, bytes_bar};
+use super::{out, show};
+use crate::control::protocol::{self, JobReply, SnapshotRequest};
+use crate::daemon::quantity::{rounded_bytes, show_span};
+use crate::device::clock::wall_now;
+use crate::device::real::RealDevice;
+use crate::error::Error;
+use crate::jobs::restore::{RestorePlan, RestoreReport, restore};
+use crate::jobs::snapshot::{SnapshotInfo, Tally, open_repository, read_key};
+use crate::repository::{InitOptions, PACK_BYTES, Repository, Root, SnapshotId};
+use anyhow::{Context, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const POLL: Duration = Duration::from_millis(200);
+
+/// The repository that was named, or the one in the volume's settings.
+fn open(volume: &Choice, storage: &Storage) -> Result<Repository> {
+    if let Some(path) = &storage.repository {
+        return Ok(open_repository(path, storage.key_file.as_deref())?);
+    }
+    let settings = volume.settings()?.snapshot;
+    let Some(path) = settings.repository else {
+        return Err(Error::Invalid(
+            "no repository: name one with --repository, or set `snapshot.repository` in the settings".to_owned(),
+        )
+        .into());
+    };
+    let key_file = storage.key_file.clone().or(settings.key_file);
+    Ok(open_repository(&path, key_file.as_deref())?)
+}
+
+/// A snapshot by its name, by the unique beginning of it, or `latest`.
+fn find(repository: &Repository, name: &str) -> Result<SnapshotId> {
+    let roots = repository.snapshots()?;
+    let none = || Error::NotFound(format!("snapshot `{name}`: there is none in {}", repository.path()));
+    if name == "latest" {
+        return Ok(roots.last().ok_or_else(none)?.id);
+    }
+    let wanted = name.to_ascii_uppercase();
+    let fits: Vec<&Root> = roots.iter().filter(|root| root.id.to_string().starts_with(&wanted)).collect();
+    match fits.as_slice() {
+        [only] => Ok(only.id),
+        [] => Err(none().into()),
+        several => {
+            Err(Error::Invalid(format!("snapshot `{name}`: {} begin like this; give more of it", several.len())).into())
+        }
+    }
+}
+
+pub(super) fn run(volume: &Choice, command: SnapshotCommand, as_json: bool) -> Result<()> {
+    match command {
+        SnapshotCommand::Create { labels } => create(volume, labels.into_iter().collect(), as_json),
+        SnapshotCommand::List { storage } => {
+            let roots = open(volume, &storage)?.snapshots()?;
+            let found: Vec<SnapshotInfo> = roots.iter().map(SnapshotInfo::of).collect();
+            if as_json { out::json(&found) } else { out::text(&list(&found)) }
+        }
+        SnapshotCommand::Show { id, storage } => {
+            let repository = open(volume, &storage)?;
+            let found = SnapshotInfo::of(&repository.snapshot(find(&repository, &id)?)?.root);
+            if as_json { out::json(&found) } else { out::text(&details(&found)) }
+        }
+    }
+}
+
+fn create(volume: &Choice, labels: std::collections::BTreeMap<String, String>, as_json: bool) -> Result<()> {
+    let client = volume.client()?;
+    let started: JobReply = client.post(protocol::SNAPSHOTS, &SnapshotRequest { labels })?;
+    let ended = progress::follow(&client, started)?;
+    let taken: SnapshotInfo =
+        serde_json::from_value(ended.result.unwrap_or_default()).context("the daemon's answer about the snapshot")?;
+    match as_json {
+        true => out::json(&taken),
+        false => out::text(&format!(
+            "snapshot {}: {} in {} files, {} new, {} stored, in {}\n",
+            taken.id,
+            rounded_bytes(taken.logical_bytes),
+            taken.files,
+            rounded_bytes(taken.new_bytes),
+            rounded_bytes(taken.stored_bytes),
+            show_span(Duration::from_millis(ended.elapsed_ms))
+        )),
+    }
+}
+
+fn age(taken_ns: i64) -> String {
+    let passed = wall_now().0.saturating_sub(taken_ns);
+    show_span(Duration::from_secs(u64::try_from(passed).unwrap_or(0) / 1_000_000_000))
+}
+
+fn labels(info: &SnapshotInfo) -> String {
+    let shown: Vec<String> = info.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    shown.join(" ")
+}
+
+fn list(found: &[SnapshotInfo]) -> String {
+    if found.is_empty() {
+        return "no snapshots\n".to_owned();
+    }
+    let row = |info: &SnapshotInfo| {
+        vec![
+            info.id.clone(),
+            age(info.taken_ns),
+            info.files.to_string(),
+            rounded_bytes(info.logical_bytes),
+            rounded_bytes(info.new_bytes),
+            rounded_bytes(info.stored_bytes),
+            labels(info),
+        ]
+    };
+    show::table(&["snapshot", "age", "files", "size", "new", "stored", "labels"], found.iter().map(row).collect())
+}
+
+fn details(info: &SnapshotInfo) -> String {
+    let rows = [
+        ("snapshot", info.id.clone()),
+        ("taken", format!("{} ago", age(info.taken_ns))),
+        ("volume", info.volume.clone()),
+        ("parent", info.parent.clone().unwrap_or_else(|| "none: a full snapshot".to_owned())),
+        ("consistency", info.consistency.clone()),
+        ("size", format!("{} in {} files", rounded_bytes(info.logical_bytes), info.files)),
+        ("new", rounded_bytes(info.new_bytes)),
+        ("stored", rounded_bytes(info.stored_bytes)),
+        ("labels", labels(info)),
+    ];
+    rows.iter().map(|(name, value)| format!("{name:<13}{value}\n")).collect()
+}
+
+pub(super) fn repo(volume: &Choice, request: Repo, as_json: bool) -> Result<()> {
+    match request.command {
+        RepoCommand::Init { dir, key_file } => {
+            std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+            let device = RealDevice::open(&dir).with_context(|| format!("open {}", dir.display()))?;
+            let key = read_key(key_file.as_deref())?;
+            let options = InitOptions { key: key.as_deref(), pack_bytes: PACK_BYTES, now: wall_now() };
+            let repository = Repository::init(device, &options)?;
+            let kind = if repository.encrypted() { "an encrypted repository" } else { "a repository" };
+            match as_json {
+                true => out::json(&serde_json::json!({ "id": repository.id(), "encrypted": repository.encrypted() })),
+                false => out::text(&format!("{} is {kind} now; set `snapshot.repository` to it\n", dir.display())),
+            }
+        }
+        RepoCommand::Stats { storage } => {
+            let roots = open(volume, &storage)?.snapshots()?;
+            let sum = |of: fn(&Root) -> u64| roots.iter().map(of).sum::<u64>();
+            let (logical, stored) = (sum(|root| root.stats.logical_bytes), sum(|root| root.stats.stored_bytes));
+            match as_json {
+                true => out::json(&serde_json::json!({
+                    "snapshots": roots.len(), "logical_bytes": logical, "stored_bytes": stored })),
+                false => out::text(&format!(
+                    "{} snapshots of {} in all, stored in {}\n",
+                    roots.len(),
+                    rounded_bytes(logical),
+                    rounded_bytes(stored)
+                )),
+            }
+        }
+    }
+}
+
+pub(super) fn restore_into(volume: &Choice, request: &Restore, as_json: bool) -> Result<()> {
+    let repository = open(volume, &request.storage)?;
+    let snapshot = repository.snapshot(find(&repository, &request.id)?)?;
+    let only = request.path.as_deref().unwrap_or("").trim_matches('/').as_bytes().to_vec();
+    let into = std::path::absolute(&request.dir).with_context(|| format!("path {}", request.dir.display()))?;
+    let plan = RestorePlan { only, into, streams: request.streams };
+    let (tally, ended) = (Arc::new(Tally::default()), Arc::new(AtomicBool::new(false)));
+    let shown = std::thread::spawn({
+        let (tally, ended) = (Arc::clone(&tally), Arc::clone(&ended));
+        move || {
+            let bar = bytes_bar("restoring");
+            while !ended.load(Ordering::Relaxed) {
+                bar.set_length(tally.total_bytes.load(Ordering::Relaxed));
+                bar.set_position(tally.done_bytes.load(Ordering::Relaxed));
+                std::thread::park_timeout(POLL);
+            }
+            bar.finish_and_clear();
+        }
+    });
+    let restored = restore(&snapshot, &plan, &tally);
+    ended.store(true, Ordering::Relaxed);
+    shown.thread().unpark();
+    // It only draws: nothing of the restore depends on it.
+    let _ = shown.join();
+    let report: RestoreReport = restored?;
+    match as_json {
+        true => out::json(&report),
+        false => out::text(&format!(
+            "restored snapshot {} to {}: {} in {} files\n",
+            snapshot.id(),
+            report.into.display(),
+            rounded_bytes(report.bytes),
+            report.files
+        )),
+    }
+}

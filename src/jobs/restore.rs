@@ -1,0 +1,217 @@
+//! Restore: a snapshot, or a part of it, as plain files in a directory.
+//!
+//! Names are made first, one after the other, in the order of paths; bytes follow in several streams. Attributes come after the bytes, those of
+//! directories last of all, since filling them changes their times. Everything is durable when [`restore`] returns.
+
+use super::attributes::Attributes;
+use super::snapshot::Tally;
+use crate::error::{Error, Result};
+use crate::repository::{Entry, EntryKind, Snapshot};
+use crate::units::FileId;
+use nix::sys::stat::{Mode, SFlag, mknod};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Most bytes read at once.
+const READ_BYTES: u64 = 256 * 1024;
+
+/// What to restore, and where.
+#[derive(Clone, Debug)]
+pub struct RestorePlan {
+    /// Path within the snapshot; empty: all of it.
+    pub only: Vec<u8>,
+    /// Absent, or an empty directory. Of a single file: the directory that it is put into.
+    pub into: PathBuf,
+    /// Files restored at once, at least 1.
+    pub streams: usize,
+}
+
+/// What was restored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RestoreReport {
+    pub into: PathBuf,
+    pub names: u64,
+    pub files: u64,
+    /// Sizes of the files.
+    pub bytes: u64,
+}
+
+struct FileTask {
+    file: FileId,
+    path: PathBuf,
+    attributes: Attributes,
+}
+
+/// Errors: `NotFound` for a path that the snapshot does not have, `Busy` for a directory that is not empty, `Corrupt` with object and
+/// offset for what the repository cannot give back (I8). A failed restore leaves what it has made.
+pub fn restore(snapshot: &Snapshot<'_>, plan: &RestorePlan, tally: &Tally) -> Result<RestoreReport> {
+    let wanted = || format!("{} in snapshot {}", String::from_utf8_lossy(&plan.only), snapshot.id());
+    let top = snapshot.lookup(&plan.only)?.ok_or_else(|| Error::NotFound(format!("{}: no such path", wanted())))?;
+    make_empty(&plan.into)?;
+    let mut report = RestoreReport { into: plan.into.clone(), names: 1, ..RestoreReport::default() };
+    let mut maker = Maker { links: HashMap::new(), tasks: Vec::new(), directories: Vec::new() };
+    if top.kind == EntryKind::Directory {
+        maker.directories.push((plan.into.clone(), attributes(&top)?));
+        let mut walk = snapshot.walk(&plan.only)?;
+        while let Some((path, entry)) = walk.next()? {
+            let below = path.strip_prefix(plan.only.as_slice()).unwrap_or(&path);
+            let below = below.strip_prefix(b"/").unwrap_or(below);
+            maker.make(&plan.into.join(safe(below)?), &entry)?;
+            report.names += 1;
+        }
+    } else {
+        let name = plan.only.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        maker.make(&plan.into.join(safe(name)?), &top)?;
+    }
+    report.files = maker.tasks.len() as u64;
+    for task in &maker.tasks {
+        report.bytes += snapshot.file(task.file)?.size();
+    }
+    tally.expect(report.bytes);
+    fill(snapshot, std::mem::take(&mut maker.tasks), plan.streams, tally)?;
+    for (path, attributes) in maker.directories.iter().rev() {
+        attributes.apply(path)?;
+    }
+    let io = |error| Error::io("sync the filesystem of", plan.into.display().to_string(), error);
+    let directory = File::open(&plan.into).map_err(io)?;
+    nix::unistd::syncfs(&directory).map_err(|errno| io(errno.into()))?;
+    Ok(report)
+}
+
+/// What a snapshot says is a path must not lead out of the directory.
+fn safe(path: &[u8]) -> Result<&Path> {
+    let path = Path::new(OsStr::from_bytes(path));
+    let inside = path.components().all(|component| matches!(component, std::path::Component::Normal(_)));
+    if inside {
+        return Ok(path);
+    }
+    Err(Error::Invalid(format!("the snapshot names {}, which leads out of the directory", path.display())))
+}
+
+fn make_empty(into: &Path) -> Result<()> {
+    let io = |action, error| Error::io(action, into.display().to_string(), error);
+    match fs::DirBuilder::new().mode(0o700).create(into) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            if fs::read_dir(into).map_err(|error| io("list", error))?.next().is_some() {
+                return Err(Error::Busy(format!(
+                    "{} is not empty: a restore wants an empty directory, or one that does not exist yet",
+                    into.display()
+                )));
+            }
+            Ok(())
+        }
+        Err(error) => Err(io("create", error)),
+    }
+}
+
+fn attributes(entry: &Entry) -> Result<Attributes> {
+    let is_link = matches!(entry.kind, EntryKind::Symlink { .. });
+    Attributes::of(entry.mode, (entry.uid, entry.gid), (entry.atime, entry.mtime), is_link, &entry.xattrs)
+}
+
+/// Makes names; what has bytes becomes a task.
+struct Maker {
+    /// Where each file has its first name.
+    links: HashMap<FileId, PathBuf>,
+    tasks: Vec<FileTask>,
+    directories: Vec<(PathBuf, Attributes)>,
+}
+
+impl Maker {
+    fn make(&mut self, path: &Path, entry: &Entry) -> Result<()> {
+        let io = |action, error| Error::io(action, path.display().to_string(), error);
+        let attributes = attributes(entry)?;
+        let node = |kind: SFlag, rdev: u64| {
+            mknod(path, kind, Mode::from_bits_truncate(0o600), rdev).map_err(|errno| io("create", errno.into()))
+        };
+        match &entry.kind {
+            EntryKind::Directory => {
+                fs::DirBuilder::new().mode(0o700).create(path).map_err(|error| io("create", error))?;
+                self.directories.push((path.to_owned(), attributes));
+                return Ok(());
+            }
+            EntryKind::File { file } => {
+                if let Some(first) = self.links.get(file) {
+                    return fs::hard_link(first, path).map_err(|error| io("link", error));
+                }
+                File::options()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(path)
+                    .map_err(|error| io("create", error))?;
+                self.links.insert(*file, path.to_owned());
+                self.tasks.push(FileTask { file: *file, path: path.to_owned(), attributes });
+                return Ok(());
+            }
+            EntryKind::Symlink { target } => {
+                std::os::unix::fs::symlink(OsStr::from_bytes(target), path).map_err(|error| io("create", error))?;
+            }
+            EntryKind::CharDevice { rdev } => node(SFlag::S_IFCHR, *rdev)?,
+            EntryKind::BlockDevice { rdev } => node(SFlag::S_IFBLK, *rdev)?,
+            EntryKind::Fifo => node(SFlag::S_IFIFO, 0)?,
+            EntryKind::Socket => node(SFlag::S_IFSOCK, 0)?,
+        }
+        attributes.apply(path)
+    }
+}
+
+/// Writes the bytes of all files. The first error ends it.
+fn fill(snapshot: &Snapshot<'_>, tasks: Vec<FileTask>, streams: usize, tally: &Tally) -> Result<()> {
+    let failed = AtomicBool::new(false);
+    let (give, take) = crossbeam_channel::unbounded();
+    for task in tasks {
+        // The receiver lives until the end of this call.
+        let _ = give.send(task);
+    }
+    drop(give);
+    let stream = || -> Result<()> {
+        let mut buf = vec![0; usize::try_from(READ_BYTES).unwrap_or(0)];
+        for task in &take {
+            if failed.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let filled = fill_file(snapshot, &task, &mut buf, tally).and_then(|()| task.attributes.apply(&task.path));
+            if filled.is_err() {
+                failed.store(true, Ordering::Relaxed);
+                return filled;
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let streams: Vec<_> = (0..streams.max(1)).map(|_| scope.spawn(stream)).collect();
+        let outcomes = streams
+            .into_iter()
+            .map(|stream| stream.join().unwrap_or_else(|_| Err(Error::Invalid("a restore stream died".to_owned()))));
+        outcomes.collect::<Vec<_>>().into_iter().collect()
+    })
+}
+
+/// Holes stay holes.
+fn fill_file(snapshot: &Snapshot<'_>, task: &FileTask, buf: &mut [u8], tally: &Tally) -> Result<()> {
+    let io = |action, error| Error::io(action, task.path.display().to_string(), error);
+    let content = snapshot.file(task.file)?;
+    let to = File::options().write(true).open(&task.path).map_err(|error| io("open", error))?;
+    to.set_len(content.size()).map_err(|error| io("set length of", error))?;
+    let mut at = 0;
+    while let Some(run) = content.run(at)? {
+        let mut from = run.start;
+        while !run.hole && from < run.end {
+            let stop = ((from / READ_BYTES + 1) * READ_BYTES).min(run.end);
+            let part = &mut buf[..usize::try_from(stop - from).unwrap_or(0)];
+            let read = content.read(from, part)?;
+            to.write_all_at(&part[..read], from).map_err(|error| io("write", error))?;
+            from = stop;
+        }
+        tally.done(run.end - at);
+        at = run.end;
+    }
+    Ok(())
+}

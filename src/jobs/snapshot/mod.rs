@@ -1,0 +1,209 @@
+//! Snapshots of a running volume: the moment, the names, the bytes behind them, into the repository.
+//!
+//! [`take`] begins a writer, then takes the mark and the moment of the namespace together; from there on nothing holds up the foreground. Names
+//! are written while they are walked, bytes by several streams at once: only pages that changed since the parent, if the volume still knows
+//! it; else everything, compared with what the parent has. The root makes the snapshot exist; then the volume may count from it.
+
+mod capture;
+mod names;
+
+use crate::device::clock::wall_now;
+use crate::device::real::RealDevice;
+use crate::error::{Error, Result};
+use crate::namespace::Namespace;
+use crate::repository::{Consistency, Repository, Root, SnapshotMeta, WriterOptions};
+use crate::volume::{FileAt, Mark, Volume};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use uuid::Uuid;
+
+/// Label under which a snapshot notes the engine's name of its mark: by it the volume knows what changed since.
+const LABEL_MARK: &str = "heatfs.mark";
+/// Labels that start with this are ours.
+pub const LABEL_PREFIX: &str = "heatfs.";
+/// Longest key and value of a label, in bytes.
+const LABEL_BYTES_MAX: usize = 256;
+
+/// Bytes to do and done, for whoever shows progress.
+#[derive(Default)]
+pub struct Tally {
+    pub total_bytes: AtomicU64,
+    pub done_bytes: AtomicU64,
+}
+
+impl Tally {
+    pub fn remaining_bytes(&self) -> u64 {
+        self.total_bytes.load(Ordering::Relaxed).saturating_sub(self.done_bytes.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn expect(&self, bytes: u64) {
+        self.total_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn done(&self, bytes: u64) {
+        self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What a snapshot is taken of, and into what.
+pub struct Source<'a> {
+    pub volume: &'a Arc<Volume>,
+    pub namespace: &'a Arc<Namespace>,
+    pub repository: &'a Repository,
+    /// Files captured at once, at least 1.
+    pub streams: usize,
+}
+
+/// One snapshot in short, as commands show it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    pub id: String,
+    pub volume: String,
+    pub parent: Option<String>,
+    /// Nanoseconds since 1970.
+    pub taken_ns: i64,
+    pub lsn: u64,
+    /// `crash`: as after a power cut; `app`: the database took part.
+    pub consistency: String,
+    pub labels: BTreeMap<String, String>,
+    pub files: u64,
+    pub logical_bytes: u64,
+    /// Bytes of changed pages that were neither zero nor in the repository already, before compression.
+    pub new_bytes: u64,
+    /// What it added to the repository.
+    pub stored_bytes: u64,
+}
+
+impl SnapshotInfo {
+    pub fn of(root: &Root) -> SnapshotInfo {
+        let labels = root.meta.labels.iter().filter(|(key, _)| !key.starts_with(LABEL_PREFIX));
+        SnapshotInfo {
+            id: root.id.to_string(),
+            volume: root.volume.to_string(),
+            parent: root.parent.map(|parent| parent.to_string()),
+            taken_ns: root.meta.taken.0,
+            lsn: root.meta.lsn.0,
+            consistency: match root.meta.consistency {
+                Consistency::Crash => "crash".to_owned(),
+                Consistency::App => "app".to_owned(),
+            },
+            labels: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
+            files: root.stats.files,
+            logical_bytes: root.stats.logical_bytes,
+            new_bytes: root.stats.new_raw_bytes,
+            stored_bytes: root.stats.stored_bytes,
+        }
+    }
+}
+
+/// Opens the repository in a directory. Errors: `NotFound` without one, `Invalid` for a wrong key or a format of the future.
+pub fn open_repository(path: &Path, key_file: Option<&Path>) -> Result<Repository> {
+    let device = RealDevice::open(path).map_err(|e| Error::io("open repository", path.display().to_string(), e))?;
+    Repository::open(device, read_key(key_file)?.as_deref())
+}
+
+/// The key in a file, if one is named.
+pub fn read_key(key_file: Option<&Path>) -> Result<Option<Vec<u8>>> {
+    let read = |path: &Path| std::fs::read(path).map_err(|e| Error::io("read key file", path.display().to_string(), e));
+    key_file.map(read).transpose()
+}
+
+/// Errors: `Invalid` for labels that are ours, empty or too long.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<()> {
+    for (key, value) in labels {
+        if key.is_empty() || key.len() > LABEL_BYTES_MAX || value.len() > LABEL_BYTES_MAX {
+            return Err(Error::Invalid(format!(
+                "label `{key}`: a key of 1 to {LABEL_BYTES_MAX} bytes and a value of at most as many are allowed"
+            )));
+        }
+        if key.starts_with(LABEL_PREFIX) {
+            return Err(Error::Invalid(format!(
+                "label `{key}`: keys that begin with `{LABEL_PREFIX}` are heatfs's own"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Takes a snapshot and returns when it is durable in the repository.
+pub fn take(source: &Source<'_>, labels: BTreeMap<String, String>, tally: &Tally) -> Result<Root> {
+    check_labels(&labels)?;
+    loop {
+        match take_once(source, labels.clone(), tally) {
+            // A prune took what was to be shared. What was stored meanwhile is found again.
+            Err(Error::Overtaken(why)) => tracing::info!("the snapshot begins again: {why}"),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// The snapshot that changes are told against: the latest of this volume that it still knows, else the latest, to be compared with.
+struct Parent {
+    root: Option<Root>,
+    mark: Option<Uuid>,
+}
+
+fn find_parent(source: &Source<'_>) -> Result<Parent> {
+    let mut roots = source.repository.snapshots()?;
+    roots.retain(|root| root.volume == source.volume.volume_id());
+    let mark = |root: &Root| {
+        let mark: Option<Uuid> = root.meta.labels.get(LABEL_MARK)?.parse().ok();
+        mark.filter(|mark| source.volume.knows_parent(*mark))
+    };
+    match roots.iter().rev().find(|root| mark(root).is_some()) {
+        Some(root) => Ok(Parent { mark: mark(root), root: Some(root.clone()) }),
+        None => Ok(Parent { root: roots.pop(), mark: None }),
+    }
+}
+
+/// Gives the mark up unless it was published.
+struct Pending<'a> {
+    volume: &'a Volume,
+    mark: Arc<Mark>,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.volume.release_mark(&self.mark);
+    }
+}
+
+fn take_once(source: &Source<'_>, mut labels: BTreeMap<String, String>, tally: &Tally) -> Result<Root> {
+    let parent = find_parent(source)?;
+    let writer = source.repository.begin(WriterOptions {
+        volume: source.volume.volume_id(),
+        parent: parent.root.as_ref().map(|root| root.id),
+        now: wall_now(),
+        search_repository: parent.mark.is_none(),
+    })?;
+    let id = Uuid::new_v4();
+    let image = source.namespace.begin_image()?;
+    let mark = image.moment(|| source.volume.mark(id))?;
+    let pending = Pending { volume: source.volume, mark };
+    let mark = &pending.mark;
+    source.volume.wait_for_mark(mark)?;
+    let files: HashMap<_, FileAt> = source.volume.files_at(mark)?.into_iter().map(|file| (file.file, file)).collect();
+    let (names, named) = names::write(&image, &writer, &files)?;
+    drop(image);
+    capture::Capture { source, writer: &writer, mark, parent: parent.mark, tally }.run(named)?;
+    labels.insert(LABEL_MARK.to_owned(), id.to_string());
+    let root = writer.commit(
+        names,
+        SnapshotMeta {
+            lsn: mark.lsn,
+            epoch: u64::from(mark.epoch),
+            taken: mark.wall,
+            consistency: Consistency::Crash,
+            labels,
+            backup_label: Vec::new(),
+        },
+    )?;
+    // The snapshot exists. If the volume cannot note it, the next one compares with it instead.
+    if let Err(error) = source.volume.publish_mark(mark, None) {
+        tracing::warn!("snapshot {}: the next one will read everything: {error}", root.id);
+    }
+    Ok(root)
+}
