@@ -4,6 +4,7 @@ use super::decisions::{BudgetChange, budget_change};
 use crate::daemon::quantity::parse_bytes;
 use crate::jobs::dump::TARGETS;
 use crate::jobs::replay::Policy;
+use crate::repository::Retention;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -230,6 +231,64 @@ pub(super) enum SnapshotCommand {
         #[command(flatten)]
         storage: Storage,
     },
+    /// What came, went and changed between two snapshots, and how many bytes of pages.
+    Diff {
+        before: String,
+        /// The later one.
+        #[arg(default_value = "latest")]
+        after: String,
+        #[command(flatten)]
+        storage: Storage,
+    },
+    /// Keep a snapshot, whatever the rules of `prune` say.
+    Pin {
+        #[arg(value_name = "SNAPSHOT")]
+        id: String,
+        /// What `unpin` calls it by.
+        #[arg(long)]
+        name: Option<String>,
+        /// Why.
+        #[arg(long, default_value = "")]
+        note: String,
+        #[command(flatten)]
+        storage: Storage,
+    },
+    /// Take a pin away.
+    Unpin {
+        name: String,
+        #[command(flatten)]
+        storage: Storage,
+    },
+    /// Delete snapshots; `prune` gives their space back.
+    Delete {
+        #[arg(value_name = "SNAPSHOT", required = true)]
+        ids: Vec<String>,
+        #[command(flatten)]
+        storage: Storage,
+    },
+    /// Delete snapshots that no rule keeps, if there are rules, and free what no snapshot uses.
+    ///
+    /// A snapshot is kept if any of the rules or a pin wants it. May run while snapshots are taken, and again after it was interrupted.
+    Prune {
+        #[command(flatten)]
+        keep: KeepRules,
+        /// Only tell what would be deleted and freed.
+        #[arg(long, short = 'n')]
+        dry_run: bool,
+        #[command(flatten)]
+        storage: Storage,
+    },
+    /// Read what is stored and check every byte of it. Exit code 1 when something is damaged.
+    Verify {
+        /// Read at most so much, what was verified longest ago first.
+        #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+        budget: Option<u64>,
+        /// Only one in so many packs.
+        #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
+        one_in: u32,
+        #[command(flatten)]
+        storage: Storage,
+    },
     /// One snapshot.
     Show {
         /// Its name, the beginning of it, or `latest`.
@@ -238,6 +297,36 @@ pub(super) enum SnapshotCommand {
         #[command(flatten)]
         storage: Storage,
     },
+}
+
+/// How many snapshots of each kind stay: the newest of each hour, day, ... (UTC) that has one. None given: all stay.
+#[derive(Debug, Args)]
+pub(super) struct KeepRules {
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(super) keep_last: u32,
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(super) keep_hourly: u32,
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(super) keep_daily: u32,
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(super) keep_weekly: u32,
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(super) keep_monthly: u32,
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(super) keep_yearly: u32,
+}
+
+impl KeepRules {
+    pub(super) fn retention(&self) -> Retention {
+        Retention {
+            last: self.keep_last,
+            hourly: self.keep_hourly,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+            yearly: self.keep_yearly,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -271,6 +360,23 @@ pub(super) enum RepoCommand {
         /// Encrypt everything in it with the key in this file. Without the file nothing can be restored.
         #[arg(long, value_name = "FILE")]
         key_file: Option<PathBuf>,
+    },
+    /// Read everything and check every byte. Exit code 1 when something is damaged.
+    Check {
+        #[command(flatten)]
+        storage: Storage,
+    },
+    /// Copy a snapshot to another repository; what the other has of an earlier one is not copied again.
+    Copy {
+        #[arg(value_name = "SNAPSHOT")]
+        id: String,
+        /// The other repository's directory.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        #[arg(long, value_name = "FILE")]
+        to_key_file: Option<PathBuf>,
+        #[command(flatten)]
+        storage: Storage,
     },
     /// How much it holds.
     Stats {

@@ -8,6 +8,7 @@ mod check;
 mod decisions;
 mod dump;
 mod heat;
+mod keeping;
 mod names;
 mod online;
 mod out;

@@ -2,7 +2,7 @@
 
 use super::args::{Choice, Repo, RepoCommand, Restore, SnapshotCommand, Storage};
 use super::progress::{self, bytes_bar};
-use super::{out, show};
+use super::{keeping, out, show};
 use crate::control::protocol::{self, JobReply, SnapshotRequest};
 use crate::daemon::quantity::{rounded_bytes, show_span};
 use crate::device::clock::wall_now;
@@ -19,7 +19,7 @@ use std::time::Duration;
 const POLL: Duration = Duration::from_millis(200);
 
 /// The repository that was named, or the one in the volume's settings.
-fn open(volume: &Choice, storage: &Storage) -> Result<Repository> {
+pub(super) fn open(volume: &Choice, storage: &Storage) -> Result<Repository> {
     if let Some(path) = &storage.repository {
         return Ok(open_repository(path, storage.key_file.as_deref())?);
     }
@@ -35,7 +35,7 @@ fn open(volume: &Choice, storage: &Storage) -> Result<Repository> {
 }
 
 /// A snapshot by its name, by the unique beginning of it, or `latest`.
-fn find(repository: &Repository, name: &str) -> Result<SnapshotId> {
+pub(super) fn find(repository: &Repository, name: &str) -> Result<SnapshotId> {
     let roots = repository.snapshots()?;
     let none = || Error::NotFound(format!("snapshot `{name}`: there is none in {}", repository.path()));
     if name == "latest" {
@@ -59,6 +59,14 @@ pub(super) fn run(volume: &Choice, command: SnapshotCommand, as_json: bool) -> R
             let roots = open(volume, &storage)?.snapshots()?;
             let found: Vec<SnapshotInfo> = roots.iter().map(SnapshotInfo::of).collect();
             if as_json { out::json(&found) } else { out::text(&list(&found)) }
+        }
+        SnapshotCommand::Diff { before, after, storage } => keeping::diff(volume, &storage, &before, &after, as_json),
+        SnapshotCommand::Pin { id, name, note, storage } => keeping::pin(volume, &storage, &id, name, &note, as_json),
+        SnapshotCommand::Unpin { name, storage } => keeping::unpin(volume, &storage, &name, as_json),
+        SnapshotCommand::Delete { ids, storage } => keeping::delete(volume, &storage, &ids, as_json),
+        SnapshotCommand::Prune { keep, dry_run, storage } => keeping::prune(volume, &storage, &keep, dry_run, as_json),
+        SnapshotCommand::Verify { budget, one_in, storage } => {
+            keeping::verify(volume, &storage, budget, one_in, as_json)
         }
         SnapshotCommand::Show { id, storage } => {
             let repository = open(volume, &storage)?;
@@ -145,18 +153,24 @@ pub(super) fn repo(volume: &Choice, request: Repo, as_json: bool) -> Result<()> 
                 false => out::text(&format!("{} is {kind} now; set `snapshot.repository` to it\n", dir.display())),
             }
         }
+        RepoCommand::Check { storage } => keeping::verify(volume, &storage, None, 1, as_json),
+        RepoCommand::Copy { id, to, to_key_file, storage } => {
+            keeping::copy(volume, &storage, &id, &to, to_key_file.as_deref(), as_json)
+        }
         RepoCommand::Stats { storage } => {
-            let roots = open(volume, &storage)?.snapshots()?;
-            let sum = |of: fn(&Root) -> u64| roots.iter().map(of).sum::<u64>();
-            let (logical, stored) = (sum(|root| root.stats.logical_bytes), sum(|root| root.stats.stored_bytes));
+            let stats = open(volume, &storage)?.stats()?;
             match as_json {
-                true => out::json(&serde_json::json!({
-                    "snapshots": roots.len(), "logical_bytes": logical, "stored_bytes": stored })),
+                true => out::json(&stats),
                 false => out::text(&format!(
-                    "{} snapshots of {} in all, stored in {}\n",
-                    roots.len(),
-                    rounded_bytes(logical),
-                    rounded_bytes(stored)
+                    "{} snapshots of {} in all, {} pins and names, {} writers at work\n{} packs of {}, index {} ({} in memory)\n",
+                    stats.snapshots,
+                    rounded_bytes(stats.logical_bytes),
+                    stats.refs,
+                    stats.writers,
+                    stats.packs,
+                    rounded_bytes(stats.pack_bytes),
+                    rounded_bytes(stats.index_bytes),
+                    rounded_bytes(stats.index_memory_bytes)
                 )),
             }
         }

@@ -121,6 +121,66 @@ fn a_snapshot_brings_back_what_was_there() {
 }
 
 #[test]
+fn snapshots_are_kept_compared_copied_and_pruned() {
+    let Some(mut bench) = started() else { return };
+    let table = fs::File::options().write(true).open(bench.data().join("base/1/table")).unwrap();
+    let mut ids = Vec::new();
+    for round in 0u8..4 {
+        table.write_all_at(&[round; 500_000], 1_000_000).unwrap();
+        ids.push(bench.json(&["snapshot", "create"])["id"].as_str().unwrap().to_owned());
+    }
+    drop(table);
+    fs::write(bench.data().join("new"), b"here").unwrap();
+    let last = tree(&bench.data());
+    ids.push(bench.json(&["snapshot", "create"])["id"].as_str().unwrap().to_owned());
+
+    let diff = bench.json(&["snapshot", "diff", &ids[3]]);
+    assert!(diff.as_array().unwrap().iter().any(|change| change["path"] == "new" && change["kind"] == "added"), "{diff}");
+    let diff = bench.json(&["snapshot", "diff", &ids[0], &ids[1]]);
+    let table = diff.as_array().unwrap().iter().find(|change| change["path"] == "base/1/table").unwrap();
+    // 500,000 bytes from 1,000,000 on touch 62 pages of 8 KiB.
+    assert_eq!(table["changed_bytes"], 62 * 8192, "{diff}");
+
+    bench.ok(&["snapshot", "pin", &ids[0], "--name", "keep", "--note", "the first"]);
+    let line = complaint(&bench.heatfs(&["snapshot", "delete", &ids[0]]).output().unwrap(), 1);
+    assert!(line.contains("keep"), "{line}");
+    bench.ok(&["snapshot", "delete", &ids[1]]);
+    let rules = ["snapshot", "prune", "--keep-last", "2"];
+    let planned = bench.json(&[&rules[..], &["--dry-run"]].concat());
+    assert_eq!(planned["deleted"], serde_json::json!([ids[2]]), "{planned}");
+    assert_eq!(bench.json(&["snapshot", "list"]).as_array().unwrap().len(), 4, "a dry run deletes nothing");
+    let pruned = bench.json(&rules);
+    assert_eq!((&pruned["deleted"], pruned["kept"].as_array().unwrap().len()), (&planned["deleted"], 3), "{pruned}");
+    assert!(pruned["bytes_freed"].as_u64().unwrap() > 0 && planned["bytes_freed"].as_u64().unwrap() > 0, "{planned}");
+    assert_eq!(restored(&bench, &ids[4], "r4"), last);
+    assert_eq!(read(&bench.path("r4/base/1/table"))[1_000_000], 3);
+    bench.ok(&["restore", &ids[0], bench.path("r0").to_str().unwrap()]);
+    assert_eq!(read(&bench.path("r0/base/1/table"))[1_000_000], 0);
+    bench.ok(&["snapshot", "unpin", "keep"]);
+
+    let other = bench.path("other");
+    let other = other.to_str().unwrap();
+    bench.ok(&["repo", "init", other]);
+    bench.ok(&["repo", "copy", &ids[0], "--to", other]);
+    bench.ok(&["repo", "copy", "latest", "--to", other]);
+    bench.ok(&["restore", "latest", bench.path("r5").to_str().unwrap(), "--repository", other]);
+    assert_eq!(tree(&bench.path("r5")), last);
+
+    assert_eq!(bench.json(&["repo", "check"])["damage"], serde_json::json!([]));
+    let pack = fs::read_dir(bench.path("other/packs")).unwrap().flat_map(|dir| fs::read_dir(dir.unwrap().path()).unwrap());
+    let pack = pack.map(|pack| pack.unwrap().path()).max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
+    let file = fs::File::options().read(true).write(true).open(&pack).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 5000).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 5000).unwrap();
+    let found = bench.heatfs(&["repo", "check", "--repository", other]).output().unwrap();
+    assert_eq!(found.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&found.stdout).contains("damaged"), "{found:?}");
+    bench.ok(&["stop"]);
+    assert_eq!(bench.ended(60), Some(0));
+}
+
+#[test]
 fn what_cannot_be_is_refused_in_one_line() {
     let Some(mut bench) = started() else { return };
     bench.json(&["snapshot", "create"]);
