@@ -117,6 +117,11 @@ impl<'w> FileUpdate<'w> {
         self.page_bytes
     }
 
+    /// Does the parent have this file?
+    pub fn has_parent(&self) -> bool {
+        self.before.is_some()
+    }
+
     /// The file was at some time since the parent no longer than this: what the parent has beyond is gone. Before any change is given;
     /// that the file is shorter now than in the parent needs not be said.
     pub fn cut(&mut self, len: u64) {

@@ -14,13 +14,13 @@
 //! seal finds so after it wrote the root (it looks for `close` then, and if that is there, for the seal), and writes the root again in the
 //! next generation, provided that what it borrowed was not condemned meanwhile.
 
-use super::ids::{Generation, PackId, SnapshotId};
+use super::ids::{Generation, ObjectRef, PackId, SnapshotId};
 use super::small::{Kind, SmallObjects, io_error};
 use crate::device::Device;
 use crate::error::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What `gc/` lists.
 #[derive(Clone, Default, Debug)]
@@ -36,7 +36,14 @@ pub struct Generations {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Seal {
     pub generation: Generation,
-    pub roots: BTreeSet<SnapshotId>,
+    pub roots: BTreeMap<SnapshotId, Trees>,
+}
+
+/// The tables of a snapshot. The seal has them too, since a root may be deleted while its child builds upon it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Trees {
+    pub names: Option<ObjectRef>,
+    pub files: Option<ObjectRef>,
 }
 
 /// What a prune deletes at last.

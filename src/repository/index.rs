@@ -5,8 +5,8 @@
 //! writer that woke too late left a segment behind that does.
 
 use super::generations;
-use super::ids::{ObjectId, PackId, Place};
-use super::segment::{Segment, prefix};
+use super::ids::{Generation, ObjectId, PackId, Place, random_bytes};
+use super::segment::{Prefix, Segment, prefix};
 use super::small::{SmallObjects, io_error};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -27,10 +27,14 @@ pub struct View {
 impl View {
     /// Places of an object, those of newer segments first.
     pub fn find(&self, id: &ObjectId) -> Result<Vec<Place>> {
-        let wanted = prefix(id);
+        self.find_prefix(&prefix(id))
+    }
+
+    /// As [`View::find`], by what the index knows of an id.
+    pub fn find_prefix(&self, wanted: &Prefix) -> Result<Vec<Place>> {
         let mut places = Vec::new();
         for segment in &self.segments {
-            let found = segment.find(&wanted)?;
+            let found = segment.find(wanted)?;
             places.extend(found.into_iter().filter(|place| self.packs.contains(&place.pack)));
         }
         Ok(places)
@@ -80,7 +84,7 @@ impl Index {
             }
             let mut names = device.list("index").map_err(|e| io_error(device, "list", "index", e))?;
             names.retain(|name| !name.ends_with(".part") && !absorbed.contains(name));
-            names.sort_unstable_by(|a, b| b.cmp(a));
+            names.sort_unstable_by_key(|name| std::cmp::Reverse((sequence(name), name.clone())));
             match self.open_all(device, &names, &known) {
                 Ok(segments) => return Ok(Arc::new(View { segments, packs })),
                 Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -105,6 +109,23 @@ impl Index {
         };
         names.iter().map(open).collect()
     }
+}
+
+/// Segments are named generation, number, chance. The number grows, so that what a repair stored comes before what it replaces; a
+/// segment that others were merged into takes the highest of theirs.
+pub fn sequence(name: &str) -> u32 {
+    name.split('-').nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// The name of a segment that is to be written: in `index/`.
+pub fn segment_name(generation: Generation, sequence: u32) -> Result<String> {
+    Ok(format!("{generation}-{sequence:010}-{:016x}", u64::from_le_bytes(random_bytes()?)))
+}
+
+/// The number of the next segment.
+pub fn next_sequence(device: &dyn Device) -> Result<u32> {
+    let names = device.list("index").map_err(|e| io_error(device, "list", "index", e))?;
+    Ok(names.iter().map(|name| sequence(name)).max().unwrap_or(0).saturating_add(1))
 }
 
 /// All packs that are there, finished or not.

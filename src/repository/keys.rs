@@ -12,6 +12,7 @@ use super::ids::{ObjectId, random_bytes};
 use crate::error::{Error, Result};
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use std::borrow::Cow;
 
 const NONCE_BYTES: usize = 24;
 /// What sealing adds.
@@ -32,10 +33,6 @@ impl Keys {
         Keys { name_key, cipher: encrypted.then(|| XChaCha20Poly1305::new(&cipher_key.into())) }
     }
 
-    pub fn encrypted(&self) -> bool {
-        self.cipher.is_some()
-    }
-
     pub fn object_id(&self, bytes: &[u8]) -> ObjectId {
         ObjectId(*blake3::keyed_hash(&self.name_key, bytes).as_bytes())
     }
@@ -49,10 +46,10 @@ impl Keys {
     }
 
     /// The opposite of [`Keys::seal`]; None when the bytes are not what was sealed for this place.
-    pub fn open(&self, place: &[u8], stored: Vec<u8>) -> Option<Vec<u8>> {
+    pub fn open<'s>(&self, place: &[u8], stored: &'s [u8]) -> Option<Cow<'s, [u8]>> {
         match &self.cipher {
-            Some(cipher) => open_with(cipher, place, &stored),
-            None => Some(stored),
+            Some(cipher) => open_with(cipher, place, stored).map(Cow::Owned),
+            None => Some(Cow::Borrowed(stored)),
         }
     }
 }
@@ -100,12 +97,12 @@ mod tests {
         let keys = Keys::new(&[7; 32], true);
         let sealed = keys.seal(b"here", b"secret".to_vec()).expect("sealed");
         assert_eq!(sealed.len(), 6 + SEAL_BYTES);
-        assert_eq!(keys.open(b"here", sealed.clone()), Some(b"secret".to_vec()));
-        assert_eq!(keys.open(b"there", sealed.clone()), None);
+        assert_eq!(keys.open(b"here", &sealed).as_deref(), Some(b"secret".as_slice()));
+        assert_eq!(keys.open(b"there", &sealed), None);
         for bit in 0..sealed.len() * 8 {
             let mut bad = sealed.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(keys.open(b"here", bad), None, "bit {bit}");
+            assert_eq!(keys.open(b"here", &bad), None, "bit {bit}");
         }
     }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! format                       what this repository is: version, feature bits, keys           format.rs
 //! packs/<x>/<pack>             objects in compressed, perhaps encrypted frames                pack.rs
-//! index/<generation>-<n>       which object lies where, sorted; can be made again from packs  segment.rs
+//! index/<generation>-<n>-<x>   which object lies where, sorted; can be made again from packs  segment.rs, index.rs
 //! snapshots/<ulid>             roots                                                          root.rs
 //! refs/<name>/<generation>     pins and tags; the highest generation counts                   refs.rs
 //! leases/<id>, <id>.fence      writers at work, and those that prune gave up                  lease.rs
@@ -34,17 +34,24 @@ mod ids;
 mod index;
 mod keys;
 mod lease;
+mod mark;
 mod namespace;
 mod pack;
 mod plan;
+mod prune;
 mod read;
+mod refs;
+mod retention;
 mod root;
 mod segment;
 mod sink;
 mod small;
 mod snapshot;
+mod stats;
 mod store;
 mod table;
+mod transfer;
+mod verify;
 mod writer;
 
 #[cfg(test)]
@@ -57,12 +64,18 @@ pub use keys::KEY_FILE_BYTES_MIN;
 pub use lease::Lease;
 pub use namespace::{Entry, EntryKind, Names, NamespaceWriter, Walk};
 pub use plan::{Condemned, Plan, Reason};
+pub use prune::{PruneOptions, PruneReport};
 pub use read::{FileContent, Run};
+pub use refs::{Ref, RefKind};
+pub use retention::{Keep, Retention, Verdict, judge};
 pub use root::{Consistency, Root, SnapshotMeta, SnapshotStats};
 pub use snapshot::{NameChange, Snapshot};
+pub use stats::RepositoryStats;
+pub use transfer::{COPIED_FROM, CopyBase};
+pub use verify::{Hurt, HurtFile, VerifyOptions, VerifyReport};
 pub use writer::{Stored, Writer, WriterOptions};
 
-use crate::device::Device;
+use crate::device::{Device, OpenMode};
 use crate::error::{Error, Result};
 use crate::units::WallNs;
 use format::Format;
@@ -76,6 +89,11 @@ use uuid::Uuid;
 pub const PACK_BYTES: u64 = 64 << 20;
 const PACK_BYTES_MIN: u64 = 64 << 10;
 const PACK_BYTES_MAX: u64 = 1 << 30;
+
+/// How files are opened that are never changed.
+fn read_only() -> OpenMode {
+    OpenMode { read_only: true, ..OpenMode::default() }
+}
 
 /// How a repository is made.
 #[derive(Clone, Debug)]
@@ -106,7 +124,7 @@ impl Repository {
         if exists(format::PATH)? {
             return Err(Error::Busy(format!("{path} is a repository already")));
         }
-        let known = ["packs", "index", "snapshots", "refs", "leases", "gc", "verify", "tmp", "lost+found"];
+        let known = ["packs", "index", "snapshots", "refs", "leases", "gc", "verify", "tmp", "reserve", "lost+found"];
         let names = device.list("").map_err(|e| io_error(device.as_ref(), "list", "", e))?;
         if let Some(strange) = names.iter().find(|name| !known.contains(&name.as_str())) {
             return Err(Error::Busy(format!("{path} is not empty: `{strange}` is in it")));
@@ -195,6 +213,11 @@ impl Repository {
     /// The verified bytes of an object.
     pub fn object(&self, object: &ObjectRef) -> Result<Arc<Vec<u8>>> {
         self.store.object(object)
+    }
+
+    /// What an object of these bytes is named in this repository: to find the live copy of a damaged one.
+    pub fn object_id(&self, bytes: &[u8]) -> ObjectId {
+        self.store.keys().object_id(bytes)
     }
 
     /// Forgets everything that was read, so that later reads see the disk as it is now.

@@ -217,10 +217,10 @@ fn decode_frame(keys: &Keys, pack: PackId, frame: u32, bytes: &[u8]) -> Decoded<
     if crc32c::crc32c_append(crc32c::crc32c(&header[..12]), stored) != crc {
         return Err(Malformed("checksum of the frame does not match"));
     }
-    let opened = keys.open(&frame_place(pack, frame), stored.to_vec()).ok_or(Malformed("frame does not decrypt"))?;
+    let opened = keys.open(&frame_place(pack, frame), stored).ok_or(Malformed("frame does not decrypt"))?;
     let raw = usize::try_from(raw).unwrap_or(0);
     match encoding {
-        0 if opened.len() == raw => Ok(opened),
+        0 if opened.len() == raw => Ok(opened.into_owned()),
         1 => {
             let bytes =
                 lz4_flex::block::decompress(&opened, raw).map_err(|_| Malformed("frame does not decompress"))?;
@@ -313,7 +313,6 @@ pub struct PackReader {
     pub header: PackHeader,
     pub frames: Vec<FrameEntry>,
     table: (u64, u64),
-    pub bytes: u64,
 }
 
 impl PackReader {
@@ -342,7 +341,21 @@ impl PackReader {
         }
         let contents = Contents::decode(&table).map_err(|e| corrupt(table_at, e))?;
         let frames = contents.frames.clone();
-        Ok((PackReader { file, path, header: header_fields, frames, table: (table_at, table_len), bytes }, contents))
+        Ok((PackReader { file, path, header: header_fields, frames, table: (table_at, table_len) }, contents))
+    }
+
+    /// The header alone, also of a pack that was never finished; None where it does not read.
+    pub fn header(device: &dyn Device, pack: PackId) -> Result<Option<PackHeader>> {
+        let name = pack.path();
+        let mut header = [0; HEADER_BYTES];
+        let read = device
+            .open(&name, OpenMode { read_only: true, ..OpenMode::default() })
+            .and_then(|file| file.read_at(&mut header, 0));
+        match read {
+            Ok(n) => Ok(PackHeader::decode(&header[..n]).ok().filter(|header| header.pack == pack)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(io_error(device, "read", &name, e)),
+        }
     }
 
     /// The raw bytes of a frame.

@@ -93,18 +93,26 @@ pub fn read(small: &SmallObjects, generation: Generation) -> Result<Option<Plan>
 pub fn create(small: &SmallObjects, generation: Generation, plan: &Plan) -> Result<Plan> {
     let path = generations::path(generation, "plan");
     create_file(small.device.as_ref(), &path, generation, &plan.encode()?)?;
-    let missing = || Error::NotFound(format!("{path}: it was there a moment ago"));
+    let missing = || Error::Overtaken(format!("{path} is gone: another prune came further"));
     read(small, generation)?.ok_or_else(missing)
 }
 
 /// One of these packs that is condemned or gone already; None when all will stay.
 pub fn condemned_of(small: &SmallObjects, packs: &[PackId]) -> Result<Option<PackId>> {
     let device = small.device.as_ref();
-    let generations = Generations::load(device)?;
-    let last_final: Option<generations::Final> = generations::last_final(small)?;
-    let open_plan = match generations.planned.last() {
-        Some(planned) if last_final.as_ref().is_none_or(|last| last.generation < *planned) => read(small, *planned)?,
-        _ => None,
+    let (open_plan, last_final) = loop {
+        let planned = Generations::load(device)?.planned.last().copied();
+        let last_final: Option<generations::Final> = generations::last_final(small)?;
+        let resolved = last_final.as_ref().map(|last| last.generation);
+        match planned {
+            Some(planned) if resolved.is_none_or(|resolved| resolved < planned) => {
+                // One that is cleared away meanwhile was resolved: then look again.
+                if let Some(plan) = read(small, planned)? {
+                    break (Some(plan), last_final);
+                }
+            }
+            _ => break (None, last_final),
+        }
     };
     for pack in packs {
         let deleted = last_final.as_ref().is_some_and(|last| last.delete.contains(pack));

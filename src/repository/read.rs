@@ -2,7 +2,7 @@
 
 use super::content::{self, LEAF_BYTES, Leaf, Piece, SLOT_BYTES, Slot};
 use super::file::FileState;
-use super::ids::ObjectRef;
+use super::ids::{ObjectId, ObjectRef};
 use super::store::Store;
 use crate::error::{Error, Result};
 use crate::units::FileId;
@@ -60,6 +60,23 @@ fn copy(bytes: &[u8], valid: u32, from: u32, target: &mut [u8]) {
     let from = usize::try_from(from).unwrap_or(usize::MAX).min(valid);
     let n = target.len().min(valid - from);
     target[..n].copy_from_slice(&bytes[from..from + n]);
+}
+
+/// Ranges of a slot that some objects are needed for.
+pub fn ranges_of(slot: &Slot, objects: &[ObjectId], page_bytes: u32) -> Vec<(u32, u32)> {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    let pages = u32::try_from(SLOT_BYTES).unwrap_or(0) / page_bytes;
+    for page in 0..if objects.is_empty() { 0 } else { pages } {
+        let piece = slot.pages.get(&u8::try_from(page).unwrap_or(0)).unwrap_or(&slot.base);
+        if matches!(piece, Piece::Data { object, .. } if objects.contains(&object.id)) {
+            let (start, end) = (page * page_bytes, (page + 1) * page_bytes);
+            match ranges.last_mut() {
+                Some(last) if last.1 == start => last.1 = end,
+                _ => ranges.push((start, end)),
+            }
+        }
+    }
+    ranges
 }
 
 /// A run of bytes of one kind.
@@ -234,8 +251,9 @@ impl Compare<'_> {
             let start = start + u64::from(number) * SLOT_BYTES;
             for page in 0..SLOT_BYTES / self.page_bytes {
                 let key = u8::try_from(page).unwrap_or(0);
-                if !same_bytes(effective(a, key), effective(b, key)) {
-                    self.range(start + page * self.page_bytes)?;
+                let within = page * self.page_bytes..(page + 1) * self.page_bytes;
+                if !same_bytes(effective(a, key), effective(b, key), &within) {
+                    self.range(start + within.start)?;
                 }
             }
         }
@@ -266,11 +284,13 @@ fn effective(slot: &Slot, page: u8) -> (Piece, bool) {
     slot.pages.get(&page).map_or((slot.base, true), |piece| (*piece, false))
 }
 
-/// Where an object lies makes no difference to its bytes; base and page do.
-fn same_bytes((a, a_base): (Piece, bool), (b, b_base): (Piece, bool)) -> bool {
+/// Do both say the same of a page? Where an object lies makes no difference to its bytes; whether it is base or page does, and how
+/// much of it counts within the page.
+fn same_bytes((a, a_base): (Piece, bool), (b, b_base): (Piece, bool), page: &std::ops::Range<u64>) -> bool {
     match (a, b) {
         (Piece::Data { object: a, valid: v }, Piece::Data { object: b, valid: w }) => {
-            a.id == b.id && v == w && a_base == b_base
+            let counts = |valid: u32| if a_base { u64::from(valid).clamp(page.start, page.end) } else { valid.into() };
+            a.id == b.id && counts(v) == counts(w) && a_base == b_base
         }
         (Piece::Data { .. }, _) | (_, Piece::Data { .. }) => false,
         (a, b) => a == b,

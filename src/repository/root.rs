@@ -65,16 +65,60 @@ pub struct Root {
     pub borrowed: Vec<PackId>,
 }
 
+/// Ends the name of a root that is about to be deleted.
+pub const ASIDE: &str = ".deleting";
+
+/// Roots that are about to be deleted.
+pub fn put_aside(small: &SmallObjects) -> Result<Vec<SnapshotId>> {
+    Ok(names(small)?.iter().filter_map(|name| name.strip_suffix(ASIDE)?.parse().ok()).collect())
+}
+
+fn names(small: &SmallObjects) -> Result<Vec<String>> {
+    let device = small.device.as_ref();
+    device.list("snapshots").map_err(|e| io_error(device, "list", "snapshots", e))
+}
+
+/// All roots that count, and those put aside that would if they came back; for prune.
+pub fn list_with_aside(small: &SmallObjects) -> Result<Vec<Root>> {
+    let id = |name: &String| name.strip_suffix(ASIDE).unwrap_or(name).parse::<SnapshotId>().ok();
+    let mut ids: Vec<SnapshotId> = names(small)?.iter().filter_map(id).collect();
+    ids.dedup();
+    let mut roots = Vec::new();
+    for id in ids {
+        // It may be put aside, or back, at this very moment.
+        let (path, aside) = (id.path(), format!("{}{ASIDE}", id.path()));
+        for path in [&path, &aside, &path] {
+            if let Some(root) = small.read::<Root>(Kind::Root, path)? {
+                roots.push(root);
+                break;
+            }
+        }
+    }
+    retain_counting(small, roots)
+}
+
+/// Roots that do not count: their writers came too late.
+pub fn list_void(small: &SmallObjects, seal: &generations::Seal) -> Result<Vec<SnapshotId>> {
+    let mut void = Vec::new();
+    for id in names(small)?.iter().filter_map(|name| name.parse::<SnapshotId>().ok()) {
+        let root = small.read::<Root>(Kind::Root, &id.path())?;
+        void.extend(root.filter(|root| !counts(root, Some(seal))).map(|_| id));
+    }
+    Ok(void)
+}
+
 /// All roots that count, by name, oldest first.
 pub fn list(small: &SmallObjects) -> Result<Vec<Root>> {
-    // Roots first: a seal that comes later lists all of these that were ever told to count.
-    let device = small.device.as_ref();
-    let names = device.list("snapshots").map_err(|e| io_error(device, "list", "snapshots", e))?;
-    let ids: Vec<SnapshotId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    let ids = names(small)?.into_iter().filter_map(|name| name.parse::<SnapshotId>().ok());
     let mut roots = Vec::new();
     for id in ids {
         roots.extend(small.read::<Root>(Kind::Root, &id.path())?);
     }
+    retain_counting(small, roots)
+}
+
+/// The roots were read first: a seal that comes later lists all of these that were ever told to count.
+fn retain_counting(small: &SmallObjects, mut roots: Vec<Root>) -> Result<Vec<Root>> {
     let seal = generations::last_seal(small)?;
     roots.retain(|root| counts(root, seal.as_ref()));
     Ok(roots)
@@ -82,7 +126,7 @@ pub fn list(small: &SmallObjects) -> Result<Vec<Root>> {
 
 /// A root of a sealed generation counts only if the seal lists it.
 pub fn counts(root: &Root, seal: Option<&generations::Seal>) -> bool {
-    seal.is_none_or(|seal| root.generation > seal.generation || seal.roots.contains(&root.id))
+    seal.is_none_or(|seal| root.generation > seal.generation || seal.roots.contains_key(&root.id))
 }
 
 /// A root that counts.

@@ -32,7 +32,7 @@ const HEADER_BYTES: usize = 64;
 const TRAILER_BYTES: usize = 64;
 const BLOCK_BYTES: usize = 4096;
 const ENTRY_BYTES: usize = 32;
-const BLOCK_ENTRIES: usize = 127;
+pub const BLOCK_ENTRIES: usize = 127;
 const COUNT_AT: usize = BLOCK_ENTRIES * ENTRY_BYTES;
 const CRC_AT: usize = BLOCK_BYTES - 4;
 const FILTER_BITS_PER_ENTRY: u64 = 8;
@@ -241,6 +241,11 @@ impl Segment {
 
     /// Places of objects with this prefix; nearly always none or one.
     pub fn find(&self, wanted: &Prefix) -> Result<Vec<Place>> {
+        Ok(self.find_numbered(wanted)?.into_iter().map(|(_, place)| place).collect())
+    }
+
+    /// As [`Segment::find`], each with the number of its entry in the segment.
+    pub fn find_numbered(&self, wanted: &Prefix) -> Result<Vec<(usize, Place)>> {
         if filter_bits(wanted, self.filter.len()).any(|bit| self.filter[bit / 64] >> (bit % 64) & 1 == 0) {
             return Ok(Vec::new());
         }
@@ -253,7 +258,8 @@ impl Segment {
                 break;
             }
             let entries = self.block(block)?;
-            found.extend(entries.iter().filter(|entry| entry.prefix == *wanted).map(|entry| entry.place));
+            let numbered = entries.iter().enumerate().filter(|(_, entry)| entry.prefix == *wanted);
+            found.extend(numbered.map(|(index, entry)| (block * BLOCK_ENTRIES + index, entry.place)));
         }
         Ok(found)
     }

@@ -4,9 +4,10 @@
 //! A full pack is finished and synced by the thread that filled it, while the others go on in the next.
 
 use super::ids::{Generation, LeaseId, ObjectId, ObjectRef, PackId, Place};
+use super::index;
 use super::pack::{self, Class, FRAME_RAW_BYTES, ObjectEntry, PackHeader, PackWriter};
 use super::segment::{Entry, SegmentWriter, prefix};
-use super::small::io_error;
+use super::small::{io_error, naming_error};
 use super::store::Store;
 use crate::error::{Error, Result};
 use parking_lot::Mutex;
@@ -56,8 +57,6 @@ struct Recent {
 struct Finished {
     pending: Vec<Entry>,
     dirs: BTreeSet<String>,
-    /// Segments that this session has made.
-    segments: Vec<String>,
 }
 
 impl<'s> Sink<'s> {
@@ -183,6 +182,14 @@ impl<'s> Sink<'s> {
         if finished.pending.len() >= PENDING_ENTRIES_MAX { self.publish(&mut finished) } else { Ok(()) }
     }
 
+    /// Lists a finished pack, that somebody wrote, in the next segment.
+    pub fn list_again(&self, pack: PackId, contents: &pack::Contents) -> Result<()> {
+        let place = |object: &ObjectEntry| Entry { prefix: prefix(&object.id), place: object.place(pack) };
+        let mut finished = self.finished.lock();
+        finished.pending.extend(contents.objects.iter().map(place));
+        if finished.pending.len() >= PENDING_ENTRIES_MAX { self.publish(&mut finished) } else { Ok(()) }
+    }
+
     /// Makes all packs so far durable and known to the index. Later packs may follow.
     pub fn flush(&self) -> Result<()> {
         if self.broken.load(Ordering::Acquire) {
@@ -210,26 +217,18 @@ impl<'s> Sink<'s> {
             return Ok(());
         }
         entries.sort_unstable();
-        let name = write_segment(self.store, *self.generation.lock(), &entries, &self.stored_bytes)?;
-        finished.segments.push(name);
-        Ok(())
-    }
-
-    pub fn segments(&self) -> Vec<String> {
-        self.finished.lock().segments.clone()
+        write_segment(self.store, *self.generation.lock(), &entries, &self.stored_bytes)
     }
 }
 
-/// Writes sorted entries as a new segment, durably; returns its name in `index/`.
-pub fn write_segment(store: &Store, generation: Generation, entries: &[Entry], stored: &AtomicU64) -> Result<String> {
+/// Writes sorted entries as a new segment, durably.
+fn write_segment(store: &Store, generation: Generation, entries: &[Entry], stored: &AtomicU64) -> Result<()> {
     let device = store.small.device.as_ref();
-    let chance = u64::from_le_bytes(super::ids::random_bytes()?);
-    let name = format!("{generation}-{chance:016x}");
+    let name = index::segment_name(generation, index::next_sequence(device)?)?;
     let (part, path) = (format!("index/{name}.part"), format!("index/{name}"));
     let mut writer = SegmentWriter::create(device, &part, store.repository, entries.len() as u64)?;
     entries.iter().try_for_each(|entry| writer.push(*entry))?;
     stored.fetch_add(writer.finish()?, Ordering::Relaxed);
-    device.rename(&part, &path).map_err(|e| io_error(device, "rename", &path, e))?;
-    device.sync_dir("index").map_err(|e| io_error(device, "sync directory", "index", e))?;
-    Ok(name)
+    device.rename(&part, &path).map_err(|e| naming_error(device, &path, e))?;
+    device.sync_dir("index").map_err(|e| io_error(device, "sync directory", "index", e))
 }

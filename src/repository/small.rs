@@ -128,11 +128,11 @@ impl SmallObjects {
                 kind.version()
             )));
         }
-        let mut payload = payload.to_vec();
-        if kind.confidential() {
-            let place = kind.number().to_le_bytes();
-            payload = self.keys.open(&place, payload).ok_or_else(|| corrupt(24, "does not decrypt".to_owned()))?;
-        }
+        let payload = match kind.confidential() {
+            true => self.keys.open(&kind.number().to_le_bytes(), payload),
+            false => Some(payload.into()),
+        };
+        let payload = payload.ok_or_else(|| corrupt(24, "does not decrypt".to_owned()))?;
         postcard::from_bytes(&payload).map_err(|e| corrupt(24, e.to_string()))
     }
 
@@ -155,7 +155,7 @@ impl SmallObjects {
         let bytes = self.encode(kind, value)?;
         let device = self.device.as_ref();
         let from = write_temporary(device, generation, &bytes)?;
-        device.rename(&from, path).map_err(|e| io_error(device, "rename", path, e))?;
+        device.rename(&from, path).map_err(|e| naming_error(device, path, e))?;
         device.sync_dir(parent(path)).map_err(|e| io_error(device, "sync directory of", path, e))
     }
 }
@@ -195,11 +195,20 @@ pub fn create_file(device: &dyn Device, path: &str, generation: Generation, byte
         }
         Err(e) => {
             let _ = device.remove_file(&from);
-            return Err(io_error(device, "create", path, e));
+            return Err(naming_error(device, path, e));
         }
     }
     device.sync_dir(parent(path)).map_err(|e| io_error(device, "sync directory of", path, e))?;
     Ok(true)
+}
+
+/// A file that waited to be named through several prunes belongs to nobody for them.
+pub fn naming_error(device: &dyn Device, path: &str, error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::NotFound {
+        let path = format!("{}/{path}", device.path());
+        return Error::Overtaken(format!("{path}: prunes have cleared away what was to become this: start again"));
+    }
+    io_error(device, "name", path, error)
 }
 
 /// Writes and syncs bytes under a name that nobody else uses; the generation in the name tells prune how old it is.

@@ -80,13 +80,9 @@ impl Store {
     pub fn at_place(&self, id: &ObjectId, place: &Place) -> Result<Arc<Vec<u8>>> {
         let pack = self.pack(place.pack)?;
         let key = (place.pack, place.frame);
-        let frame = match self.frames.get(&key) {
-            Some(frame) => frame,
-            None => {
-                let frame = Arc::new(pack.frame(self.keys(), place.frame)?);
-                self.frames.insert(key, frame.clone());
-                frame
-            }
+        let (frame, cached) = match self.frames.get(&key) {
+            Some(frame) => (frame, true),
+            None => (Arc::new(pack.frame(self.keys(), place.frame)?), false),
         };
         let range = usize::try_from(place.start).ok().zip(usize::try_from(place.len).ok());
         let bytes = range.and_then(|(start, len)| frame.get(start..start.checked_add(len)?));
@@ -94,7 +90,11 @@ impl Store {
         if self.keys().object_id(bytes) != *id {
             return Err(pack.damage(place.frame, &format!("the bytes are not those of object {id}")));
         }
-        let bytes = Arc::new(bytes.to_vec());
+        let whole = bytes.len() == frame.len();
+        let bytes = if whole { frame.clone() } else { Arc::new(bytes.to_vec()) };
+        if !whole && !cached {
+            self.frames.insert(key, frame);
+        }
         self.objects.insert(*id, bytes.clone());
         Ok(bytes)
     }

@@ -87,13 +87,24 @@ impl<'r> Writer<'r> {
             borrowed: Vec::new(),
         };
         lease::establish(&store.small, &mut lease, false)?;
+        // What a parent of the same generation borrowed is not in any seal yet: from here on this lease vouches for it too.
+        if let Some(parent) =
+            parent.filter(|parent| parent.generation >= lease.generation && !parent.borrowed.is_empty())
+        {
+            lease.borrowed = parent.borrowed;
+            lease::establish(&store.small, &mut lease, false)?;
+        }
+        if options.search_repository {
+            store.index.refresh(&store.small)?;
+        }
         // From here on the parent's trees stay; they did until now only if its root still counts.
+        let borrowed = lease.borrowed.iter().copied().collect();
         let writer = Writer {
             repository,
             sink: Sink::new(store, lease.id, lease.generation, repository.format.pack_bytes),
             lease: Mutex::new(lease),
             parent_nodes: HashMap::new(),
-            borrowed: Mutex::default(),
+            borrowed: Mutex::new(borrowed),
             changed: Mutex::default(),
             counters: Counters::default(),
             options,
@@ -123,6 +134,11 @@ impl<'r> Writer<'r> {
         }
         self.parent_nodes = known;
         Ok(self)
+    }
+
+    /// How many packs this session shares with others by way of the index.
+    pub fn borrowed_packs(&self) -> usize {
+        self.borrowed.lock().len()
     }
 
     pub fn lease(&self) -> LeaseId {
@@ -271,7 +287,7 @@ impl<'r> Writer<'r> {
             // Closed meanwhile: the root counts only if the prune saw it in time, and who knows before the seal is there.
             if let Some(seal) = generations::last_seal(small)?
                 && seal.generation >= root.generation
-                && seal.roots.contains(&root.id)
+                && seal.roots.contains_key(&root.id)
             {
                 return Ok(root);
             }

@@ -46,6 +46,8 @@ conformance!(
     open_modes_are_kept,
     names_can_be_listed,
     rename_replaces,
+    a_new_name_is_taken_once,
+    handles_for_reading_change_nothing,
     open_files_outlive_their_names,
     directories_are_made_with_their_parents,
     missing_things_are_named_errors,

@@ -207,3 +207,22 @@ pub fn space_is_reported(d: &dyn Device) {
     let space = d.space().unwrap();
     assert!(space.available_bytes > 0 && space.available_bytes <= space.total_bytes, "{space:?}");
 }
+
+pub fn a_new_name_is_taken_once(d: &dyn Device) {
+    d.open("a", CREATE).unwrap().write_all_at(&[1], 0).unwrap();
+    d.open("b", CREATE).unwrap().write_all_at(&[2], 0).unwrap();
+    d.rename_new("a", "c").unwrap();
+    assert_eq!(kind(d.rename_new("b", "c")), ErrorKind::AlreadyExists);
+    assert_eq!(kind(d.rename_new("nothing", "e")), ErrorKind::NotFound);
+    assert_eq!(d.list("").unwrap(), ["b", "c"]);
+    assert_eq!(content(d, "c"), [1]);
+}
+
+pub fn handles_for_reading_change_nothing(d: &dyn Device) {
+    d.open("f", CREATE).unwrap().write_all_at(&[1; 10], 0).unwrap();
+    let f = d.open("f", OpenMode { read_only: true, ..OpenMode::default() }).unwrap();
+    assert_eq!(bytes(&*f), [1; 10]);
+    assert!(f.write_all_at(&[2], 0).is_err());
+    assert!(f.set_len(3).is_err());
+    assert_eq!(bytes(&*f), [1; 10]);
+}

@@ -29,8 +29,14 @@ impl SimFile {
         Ok(())
     }
 
+    /// As the kernel answers on a handle that was opened for reading.
+    fn check_access(&self) -> io::Result<()> {
+        if self.mode.read_only { Err(io::Error::from_raw_os_error(libc::EBADF)) } else { Ok(()) }
+    }
+
     /// A counted operation whose effect is one change. `new_pages`: how many it allocates.
     fn change(&self, change: Change, new_pages: impl FnOnce(&Content) -> u64) -> io::Result<()> {
+        self.check_access()?;
         let mut world = self.state.lock();
         let start = world.begin(self.device, Kind::Change)?;
         let disk = &mut world.devices[self.device];
@@ -63,6 +69,7 @@ impl BackingFile for SimFile {
 
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.check_grid(buf, offset)?;
+        self.check_access()?;
         if buf.is_empty() {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use super::lab::{Model, PAGE, Random, check, repository_on, take};
 use crate::device::sim::SimWorld;
 
-fn random_model(random: &mut Random) -> Model {
+pub fn random_model(random: &mut Random) -> Model {
     let mut model = Model::default();
     for file in 1..=5 {
         for page in 0..random.below(40) {

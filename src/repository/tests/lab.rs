@@ -4,7 +4,8 @@ use crate::device::Device;
 use crate::device::sim::SimWorld;
 use crate::error::Result;
 use crate::repository::{
-    Consistency, Entry, EntryKind, InitOptions, Repository, Root, Snapshot, SnapshotId, SnapshotMeta, WriterOptions,
+    Consistency, Entry, EntryKind, InitOptions, Names, Repository, Root, Snapshot, SnapshotId, SnapshotMeta, Writer,
+    WriterOptions,
 };
 use crate::units::{FileId, Lsn, WallNs};
 use std::collections::{BTreeMap, BTreeSet};
@@ -131,17 +132,22 @@ pub fn take_with(repository: &Repository, model: &Model, options: WriterOptions,
             update.finish()?;
         }
     }
+    let names = names_of(&writer, model)?;
+    writer.commit(names, meta(taken))
+}
+
+/// All files in one directory, named by their ids.
+pub fn names_of(writer: &Writer<'_>, model: &Model) -> Result<Names> {
     let mut names = writer.namespace();
     names.add(b"", &entry(EntryKind::Directory))?;
     names.add(b"base", &entry(EntryKind::Directory))?;
     for file in model.files.keys() {
         names.add(format!("base/{file:05}").as_bytes(), &entry(EntryKind::File { file: FileId(*file) }))?;
     }
-    let names = writer.end_namespace(names)?;
-    writer.commit(names, meta(taken))
+    writer.end_namespace(names)
 }
 
-fn resized(writer: &crate::repository::Writer<'_>, file: FileId, content: &[u8]) -> Result<bool> {
+fn resized(writer: &Writer<'_>, file: FileId, content: &[u8]) -> Result<bool> {
     Ok(writer.parent_file(file)?.is_none_or(|before| before.size != content.len() as u64))
 }
 

@@ -1,4 +1,9 @@
 //! The repository on simulated disks: what it stores, what it survives.
 
 mod capture;
+mod crash;
+mod damage;
+mod economy;
+mod interleave;
 mod lab;
+mod prune;
