@@ -17,6 +17,7 @@ mod replay;
 mod report;
 mod show;
 mod top;
+mod trace;
 mod volume;
 
 use crate::control;
@@ -121,6 +122,9 @@ fn run(cli: Cli) -> Result<()> {
         Command::Adopt(request) => adopt::run(&request, as_json),
         Command::Release(request) => release::run(&volume, &request, as_json),
         Command::Check { deep } => check::run(&volume, deep, as_json),
+        Command::Trace(args::Trace::Record { file, seconds, records }) => {
+            trace::record(&volume.client()?, &file, seconds, records, as_json)
+        }
         Command::Replay(request) => replay::run(&request, as_json),
         Command::Predict { .. } => replay::predict(),
         Command::Dump { what } => dump::run(&volume, &what),

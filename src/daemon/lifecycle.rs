@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::fuse;
 use crate::heat::{HeatSettings, Recorder};
 use crate::jobs::TierPlan;
+use crate::jobs::forecaster::ForecasterSettings;
 use crate::jobs::migrate::{FileRules, Mover, MoverSettings};
 use crate::namespace::Namespace;
 use crate::policy::glob::Pattern;
@@ -30,6 +31,8 @@ use std::time::Duration;
 
 /// How often a stop that waits for a busy mount tries again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Plans that an epoch has time for.
+const PLANS_PER_EPOCH: u32 = 60;
 /// How long a forced stop waits for requests under way.
 const FORCED_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -147,7 +150,7 @@ fn open_mover(
     let placement = &settings.placement;
     let recorder = Arc::new(Recorder::new(HeatSettings {
         half_life_epochs: placement.half_life_epochs,
-        memory_bytes: placement.memory_bytes,
+        memory_bytes: placement.memory_bytes / 4,
         ..HeatSettings::with_block_bytes(settings.block_bytes)
     }));
     volume.set_observer(Arc::clone(&recorder) as Arc<dyn volume::AccessObserver>);
@@ -162,7 +165,17 @@ fn open_mover(
         },
         epoch: placement.epoch,
         bytes_per_second: placement.bytes_per_second,
+        // Plans follow heat, so they are as frequent as its unit of time asks: five seconds for one of five minutes.
+        plan_every_min: (placement.epoch / PLANS_PER_EPOCH).clamp(Duration::from_millis(500), Duration::from_secs(5)),
         rules,
+        forecast: ForecasterSettings {
+            enabled: settings.forecast.enabled,
+            period: settings.forecast.period,
+            staging: settings.forecast.staging,
+            memory_bytes: placement.memory_bytes / 4 * 3,
+            write_weight: recorder.settings().write_weight,
+            epoch: placement.epoch,
+        },
         ..MoverSettings::default()
     };
     Mover::open(Arc::clone(volume), recorder, Arc::clone(&places[0].device), *id.volume.as_bytes(), mover)

@@ -128,6 +128,11 @@ pub trait AccessObserver: Send + Sync {
     );
     fn on_write(&self, file: FileId, offset: u64, len: u32, is_log_file: bool);
     fn on_file_gone(&self, file: FileId);
+    /// A user read, wherever the bytes came from.
+    fn on_read(&self, _file: FileId, _offset: u64, _len: u64) {}
+    fn on_sync(&self, _file: FileId) {}
+    /// A user set the size.
+    fn on_size(&self, _file: FileId, _size_bytes: u64) {}
 }
 
 /// Extents applied to a block's base since the last durable checkpoint, and where the block was before.

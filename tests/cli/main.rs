@@ -3,5 +3,6 @@
 //! Tests that mount say so and pass where there is no FUSE, unless `HEATFS_REQUIRE_ALL` is set: then they fail.
 
 mod bench;
+mod traces;
 mod usage;
 mod volume;
