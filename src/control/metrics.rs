@@ -116,6 +116,9 @@ fn mover(registry: &mut Registry, status: &StatusReply) {
         "Blocks and log records that would be lost with the fastest tier",
         status.only_on_fastest_bytes,
     );
+    let coalesce_at = Level::default();
+    coalesce_at.set(mover.coalesce_at_fill);
+    registry.register("coalesce_at_fill", "Share of the log in use from which records go to their blocks", coalesce_at);
     level(registry, "pinned_files", "Files pinned to a tier", mover.pinned_files);
     level(registry, "heat_memory_bytes", "Memory of the counters of heat", mover.recorder.memory_bytes);
 }

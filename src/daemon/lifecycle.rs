@@ -4,6 +4,7 @@
 //! is replayed before the mount appears; the service manager hears READY when a database may start. At the end: durable first, then unmounted,
 //! because the time for stopping may run out while a database still uses the mount.
 
+use super::callers::Callers;
 use super::holders::{describe, holders, mount_at};
 use super::patience::{self, Patience};
 use super::quantity::exact_bytes;
@@ -231,6 +232,7 @@ pub fn engine_options(settings: &Settings) -> volume::Options {
 }
 
 fn fuse_options(settings: &Settings) -> fuse::Options {
+    let callers = Callers::new(settings.forecast.maintenance.clone());
     fuse::Options {
         name: settings.name.clone(),
         workers: settings.fuse.threads,
@@ -238,6 +240,7 @@ fn fuse_options(settings: &Settings) -> fuse::Options {
         read_ahead_kb: u32::try_from(settings.fuse.read_ahead_bytes / 1024).unwrap_or(u32::MAX),
         max_background: settings.fuse.max_background,
         everybody: settings.fuse.allow_other,
+        maintains: Arc::new(move |pid| callers.maintains(pid)),
     }
 }
 

@@ -4,6 +4,7 @@
 //! nearest known one, because a misspelt budget that is silently ignored fills a disk. Nothing is read from the tiers: what is on disk
 //! is checked when the volume is opened.
 
+use super::callers::MAINTENANCE;
 use super::path_rules::{read_profiles, read_rules};
 use super::quantity::parse_bytes;
 use super::reader::Section;
@@ -54,6 +55,7 @@ pub const KEYS: &[&str] = &[
     "forecast.enabled",
     "forecast.period",
     "forecast.staging",
+    "forecast.maintenance",
     "rule.path",
     "rule.pin",
     "rule.never",
@@ -166,6 +168,8 @@ pub struct ForecastSettings {
     pub period: Duration,
     /// May a share of the fastest tier stage what was just missed?
     pub staging: bool,
+    /// Parts of command lines or control groups whose accesses are no heat.
+    pub maintenance: Vec<String>,
 }
 
 impl Settings {
@@ -412,7 +416,10 @@ fn read_placement(placement: &mut Section, origin: &str) -> Result<PlacementSett
 }
 
 fn read_forecast(forecast: &mut Section) -> Result<ForecastSettings> {
+    let says_nothing = !forecast.names().any(|(name, _)| name == "maintenance");
+    let known = || MAINTENANCE.iter().map(|text| (*text).to_owned()).collect();
     Ok(ForecastSettings {
+        maintenance: if says_nothing { known() } else { forecast.texts("maintenance")? },
         enabled: forecast.flag("enabled", true)?,
         period: forecast.span("period", seconds(86_400), seconds(0)..=seconds(366 * 86_400))?,
         staging: forecast.flag("staging", true)?,

@@ -6,6 +6,7 @@
 
 use super::chunk::{CHUNK_BLOCKS, CHUNK_BLOCKS_U64};
 use super::forecast::Half;
+use super::recorder::Recorder;
 use crate::units::{BlockNo, FileId};
 use std::collections::HashMap;
 
@@ -32,26 +33,17 @@ pub(super) struct Expectations {
 }
 
 impl Expectations {
-    /// `own` gives a chunk's past in accesses per epoch. Blocks of one shard come one after another in `expected`, (block, accesses in the next epoch).
-    pub(super) fn new(
-        expected: impl Iterator<Item = (FileId, BlockNo, f32)>,
-        own: impl Fn(FileId, u64) -> Option<[f32; CHUNK_BLOCKS]>,
-    ) -> Expectations {
-        let mut expectations = Expectations::default();
-        let mut latest: Option<(ShardKey, ShardExpected)> = None;
-        for (file, block, heat) in expected {
-            let key = (file, block.0 / SHARD_BLOCKS_U64);
-            if latest.as_ref().is_none_or(|(known, _)| *known != key) {
-                expectations.shards.extend(latest.take());
-                latest = Some((key, known_of(key, &own)));
-            }
-            let place = usize::try_from(block.0 % SHARD_BLOCKS_U64).unwrap_or(0);
-            if let Some(one) = latest.as_mut().and_then(|(_, shard)| shard.get_mut(place)) {
-                one.heat = Half::new(heat);
+    /// Of a shard's blocks the first is expected by itself; `own` is the past of its chunk, in accesses per epoch.
+    fn begin(key: ShardKey, own: Option<[f32; CHUNK_BLOCKS]>) -> ShardExpected {
+        let mut shard = Box::new([Expected::default(); SHARD_BLOCKS]);
+        if let Some(past) = own {
+            let first = key.1.saturating_mul(SHARD_BLOCKS_U64);
+            let skip = usize::try_from(first % CHUNK_BLOCKS_U64).unwrap_or(0);
+            for (one, own) in shard.iter_mut().zip(past.iter().skip(skip)) {
+                one.own = Half::new(*own);
             }
         }
-        expectations.shards.extend(latest);
-        expectations
+        shard
     }
 
     pub(super) fn memory_bytes(&self) -> u64 {
@@ -92,17 +84,38 @@ impl Expectations {
     }
 }
 
-/// A shard of which nothing is expected so far.
-fn known_of(key: ShardKey, own: &impl Fn(FileId, u64) -> Option<[f32; CHUNK_BLOCKS]>) -> ShardExpected {
-    let mut shard = Box::new([Expected::default(); SHARD_BLOCKS]);
-    let first = key.1.saturating_mul(SHARD_BLOCKS_U64);
-    if let Some(past) = own(key.0, first / CHUNK_BLOCKS_U64) {
-        let skip = usize::try_from(first % CHUNK_BLOCKS_U64).unwrap_or(0);
-        for (one, own) in shard.iter_mut().zip(past.iter().skip(skip)) {
-            one.own = Half::new(*own);
+/// Expectations that are being told; nothing counts before they are published.
+pub struct Expecting<'a> {
+    recorder: &'a Recorder,
+    expectations: Expectations,
+    latest: Option<(ShardKey, ShardExpected)>,
+}
+
+impl<'a> Expecting<'a> {
+    pub(super) fn new(recorder: &'a Recorder) -> Expecting<'a> {
+        Expecting { recorder, expectations: Expectations::default(), latest: None }
+    }
+
+    /// `heat`: accesses in the next epoch. Blocks of one shard of 64 come one after another.
+    pub fn expect(&mut self, file: FileId, block: BlockNo, heat: f32) {
+        let key = (file, block.0 / SHARD_BLOCKS_U64);
+        if self.latest.as_ref().is_none_or(|(known, _)| *known != key) {
+            self.expectations.shards.extend(self.latest.take());
+            let own = self.recorder.own_past(file, block.0 / CHUNK_BLOCKS_U64);
+            self.latest = Some((key, Expectations::begin(key, own)));
+        }
+        let place = usize::try_from(block.0 % SHARD_BLOCKS_U64).unwrap_or(0);
+        if let Some(one) = self.latest.as_mut().and_then(|(_, shard)| shard.get_mut(place)) {
+            one.heat = Half::new(heat);
         }
     }
-    shard
+
+    /// From now on heat is what was told here, and what is seen beyond that. What was not named is expected to be cold if a block of its shard was, and
+    /// else left to its own past.
+    pub fn publish(mut self) {
+        self.expectations.shards.extend(self.latest.take());
+        self.recorder.publish(self.expectations);
+    }
 }
 
 const _: () = assert!(CHUNK_BLOCKS.is_multiple_of(SHARD_BLOCKS));

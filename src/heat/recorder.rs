@@ -1,9 +1,10 @@
 //! Counting accesses under a microsecond, from many threads, in bounded memory.
 
 use super::chunk::{CHUNK_BLOCKS, CHUNK_BLOCKS_U64, Chunk};
-use super::expected::Expectations;
+use super::expected::{Expectations, Expecting};
 use super::feed::{Event, Feed};
 use super::forecast::Access;
+use super::maintenance::is_maintaining;
 use super::streams::Streams;
 use super::trace::{TakenTrace, TracedOperation, Tracer};
 use crate::error::Result;
@@ -97,6 +98,8 @@ pub struct RecorderStatus {
     pub counted_reads: u64,
     pub counted_writes: u64,
     pub sequential_accesses: u64,
+    /// Accesses of backups, vacuum and the like, which are no heat.
+    pub maintenance_accesses: u64,
     /// Misses on slow tiers not queued because the queue was full.
     pub misses_dropped: u64,
     /// Chunks dropped because of the memory limit.
@@ -130,6 +133,7 @@ pub struct Recorder {
     counted_reads: AtomicU64,
     counted_writes: AtomicU64,
     sequential: AtomicU64,
+    maintenance: AtomicU64,
     misses_dropped: AtomicU64,
     evicted: AtomicU64,
 }
@@ -154,6 +158,7 @@ impl Recorder {
             counted_reads: AtomicU64::new(0),
             counted_writes: AtomicU64::new(0),
             sequential: AtomicU64::new(0),
+            maintenance: AtomicU64::new(0),
             misses_dropped: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
         }
@@ -202,17 +207,21 @@ impl Recorder {
         self.feed.waiting()
     }
 
-    /// From now on heat is what is expected here, and what is seen beyond that. Blocks of one shard of 64 come one after another; `heat` is accesses in the
-    /// next epoch. What is not named is expected to be cold if its shard is, and else left to its own past.
-    pub fn expect(&self, expected: impl Iterator<Item = (FileId, BlockNo, f32)>) {
+    /// Begins to tell what is expected of blocks.
+    pub fn expecting(&self) -> Expecting<'_> {
+        Expecting::new(self)
+    }
+
+    /// A chunk's past as accesses per epoch.
+    pub(super) fn own_past(&self, file: FileId, number: u64) -> Option<[f32; CHUNK_BLOCKS]> {
         let exposure = self.exposure();
-        let own = |file, number| {
-            let shard = self.chunks.get(self.shard_of(file, number))?;
-            let past = shard.lock().get(&(file, number)).map(|chunk| chunk.past)?;
-            Some(past.map(|past| past / exposure))
-        };
-        let expectations = Arc::new(Expectations::new(expected, own));
-        *self.expected.write() = Some(expectations);
+        let shard = self.chunks.get(self.shard_of(file, number))?;
+        let past = shard.lock().get(&(file, number)).map(|chunk| chunk.past)?;
+        Some(past.map(|past| past / exposure))
+    }
+
+    pub(super) fn publish(&self, expectations: Expectations) {
+        *self.expected.write() = Some(Arc::new(expectations));
     }
 
     /// Heat is plain decay again.
@@ -407,6 +416,7 @@ impl Recorder {
             counted_reads: self.counted_reads.load(Ordering::Relaxed),
             counted_writes: self.counted_writes.load(Ordering::Relaxed),
             sequential_accesses: self.sequential.load(Ordering::Relaxed),
+            maintenance_accesses: self.maintenance.load(Ordering::Relaxed),
             misses_dropped: self.misses_dropped.load(Ordering::Relaxed),
             chunks_evicted: self.evicted.load(Ordering::Relaxed),
             feed_dropped: self.feed.dropped(),
@@ -435,6 +445,10 @@ impl AccessObserver for Recorder {
         tier: Option<TierId>,
         _latency_us: u32,
     ) {
+        if is_maintaining() {
+            self.maintenance.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let is_sequential = self.with_file(file, |state| state.reads.note(offset, u64::from(len))) == Some(true);
         let access = Access { file, offset, len: u64::from(len), is_write: false, is_sequential };
         self.feed.put(Event::Access { access, tier });
@@ -456,6 +470,10 @@ impl AccessObserver for Recorder {
 
     fn on_write(&self, file: FileId, offset: u64, len: u32, is_log_file: bool) {
         self.tracer.note(TracedOperation::Write, file, offset, u64::from(len));
+        if is_maintaining() {
+            self.maintenance.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let sequential = self.with_file(file, |state| {
             state.log_file = is_log_file;
             state.writes.note(offset, u64::from(len))

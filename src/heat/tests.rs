@@ -265,7 +265,10 @@ fn what_is_expected_is_the_heat_until_it_is_forgotten() {
     }
     recorder.roll(1.0);
     let plain = [cooling, warming, unknown].map(|block| heat(&recorder, FILE, block));
-    recorder.expect([(FILE, BlockNo(cooling), 0.0), (FILE, BlockNo(warming), 7.0)].into_iter());
+    let mut expecting = recorder.expecting();
+    expecting.expect(FILE, BlockNo(cooling), 0.0);
+    expecting.expect(FILE, BlockNo(warming), 7.0);
+    expecting.publish();
     assert!(heat(&recorder, FILE, cooling) < 0.2 && (heat(&recorder, FILE, warming) - 7.0).abs() < 0.2);
     assert_eq!(heat(&recorder, FILE, unknown), plain[2], "what nothing was said of is left to its past");
     let mut seen = std::collections::BTreeMap::new();
@@ -301,4 +304,19 @@ fn the_feed_is_bounded_and_silent_without_a_listener() {
     assert_eq!(events[2], super::Event::Gone(FILE));
     (0..50_000).for_each(|block| miss(&recorder, FILE, block * 3));
     assert!(recorder.events_waiting() < 50_000 && recorder.status().feed_dropped > 0);
+}
+
+#[test]
+fn maintenance_is_no_heat() {
+    let recorder = recorder();
+    recorder.listen(true);
+    super::maintaining(true, || {
+        (0..50).for_each(|block| miss(&recorder, FILE, block * 3));
+        recorder.on_write(FILE, 1 << 30, 8192, false);
+    });
+    miss(&recorder, FILE, 7);
+    recorder.roll(1.0);
+    assert!(heat(&recorder, FILE, 3) < heat(&recorder, FILE, 7) / 2.0);
+    let status = recorder.status();
+    assert_eq!((status.maintenance_accesses, status.counted_reads, recorder.events().count()), (51, 1, 1));
 }

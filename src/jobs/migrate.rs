@@ -30,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::heat::Recorder;
 use crate::jobs::forecaster::{Forecaster, ForecasterSettings, LOOK_EVERY};
 use crate::policy::HeatRanks;
+use crate::policy::coalescing::Watch;
 use crate::policy::placement::{
     BlockRun, Blocks, Decision, Pin, PlacementSettings, PlacementState, Plan, TierOutlook, TierState, part_of, plan,
 };
@@ -155,6 +156,8 @@ pub struct Mover {
     backoff: Mutex<(Backoff, Instant, bool)>,
     rolled_at: Mutex<Instant>,
     /// Dropped to stop the threads.
+    log_watch: Mutex<Watch>,
+    opened_at: Instant,
     stop: Mutex<Option<Sender<()>>>,
     stopping: Receiver<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -213,6 +216,8 @@ impl Mover {
             bucket: TokenBucket::new(settings.bytes_per_second),
             backoff: Mutex::new((Backoff::default(), now, false)),
             rolled_at: Mutex::new(now),
+            log_watch: Mutex::default(),
+            opened_at: now,
             stop: Mutex::new(Some(stop)),
             stopping,
             threads: Mutex::default(),
@@ -230,6 +235,7 @@ impl Mover {
         self.spawn("heatfs-fastlane", move || lane.fast_lane())?;
         self.spawn("heatfs-forecast", move || {
             while !forecast.sleep(LOOK_EVERY) {
+                forecast.watch_log();
                 forecast.forecaster.look();
             }
         })
@@ -254,6 +260,13 @@ impl Mover {
         }
         self.save_heat();
         self.forecaster.save();
+    }
+
+    /// Has coalescing begin early enough for the rate at which the log is written.
+    fn watch_log(&self) {
+        let load = self.volume.log_load();
+        let threshold = self.log_watch.lock().threshold(self.opened_at.elapsed(), &load);
+        self.volume.set_coalesce_at_fill(threshold);
     }
 
     /// What counts accesses.

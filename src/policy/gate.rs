@@ -31,6 +31,8 @@ pub const MARGIN: f64 = 0.01;
 pub const STAGING_PERCENTS: [u8; 5] = [0, 10, 20, 40, 100];
 /// Blocks in the sample above which it is halved.
 const SAMPLE_MAX: usize = 32_768;
+/// The same in a volume, whose forecast has a budget of memory: twice as many blocks halve the sample at once, not at the end of the epoch.
+const SAMPLE_IN_VOLUME: usize = 16_384;
 /// Accesses to sampled blocks within one epoch above which the sample is halved: each is looked up in all shadows.
 const ACCESSES_MAX: f64 = 200_000.0;
 /// Epochs that a choice is given before the real tier is held against plain decay's shadow, and how much less it may hit. The real tier is replaced by a
@@ -194,6 +196,8 @@ pub struct Gate {
     numbers: HashMap<(FileId, BlockNo), u32, BlockHash>,
     sampled_one_in: u64,
     accesses: f64,
+    /// Numbered blocks are no longer all in the sample.
+    has_strangers: bool,
     /// Free places are filled at once, as the real tier's are.
     fills_at_once: bool,
     /// The real tier's accesses and hits of the running epoch, and before.
@@ -226,6 +230,7 @@ impl Gate {
             numbers: HashMap::default(),
             sampled_one_in: 1,
             accesses: 0.0,
+            has_strangers: false,
             fills_at_once: false,
             real_epoch: Tally::default(),
             real: [Tally::default(); 2],
@@ -257,6 +262,13 @@ impl Gate {
     pub fn observe(&mut self, file: FileId, block: BlockNo) {
         if !self.samples(file, block) {
             return;
+        }
+        if self.is_crowded(self.numbers.len()) {
+            self.halve();
+            self.thin_out();
+            if !self.samples(file, block) {
+                return;
+            }
         }
         let next = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
         let number = *self.numbers.entry((file, block)).or_insert(next);
@@ -388,16 +400,29 @@ impl Gate {
         (self.choice, self.reason) = (to, reason);
     }
 
+    /// Are so many sampled blocks more than there should ever be?
+    pub fn is_crowded(&self, blocks: usize) -> bool {
+        self.fills_at_once && blocks >= 2 * SAMPLE_IN_VOLUME
+    }
+
+    /// From now on half as many blocks are in the sample; those that fell out are forgotten with the next epoch's beginning.
+    pub fn halve(&mut self) {
+        self.sampled_one_in = self.sampled_one_in.saturating_mul(2);
+        self.has_strangers = true;
+    }
+
     /// Halves the sample until it fits. The shadows start anew, their scores stay.
     fn thin_out(&mut self) {
         let halvings = if self.accesses > ACCESSES_MAX { 1 } else { 0 };
         let one_in = self.sampled_one_in << halvings;
-        if self.numbers.len() <= SAMPLE_MAX && one_in == self.sampled_one_in {
+        let most = if self.fills_at_once { SAMPLE_IN_VOLUME } else { SAMPLE_MAX };
+        if self.numbers.len() <= most && one_in == self.sampled_one_in && !self.has_strangers {
             return;
         }
+        self.has_strangers = false;
         self.sampled_one_in = one_in;
         self.numbers.retain(|(file, block), _| hash_of(*file, *block).is_multiple_of(one_in));
-        while self.numbers.len() > SAMPLE_MAX {
+        while self.numbers.len() > most {
             self.sampled_one_in *= 2;
             let one_in = self.sampled_one_in;
             self.numbers.retain(|(file, block), _| hash_of(*file, *block).is_multiple_of(one_in));

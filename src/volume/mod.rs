@@ -47,7 +47,7 @@ pub use inspect::{Finding, Severity};
 pub use open::{Recovery, Run};
 pub use resize::Seek;
 pub use state::Meta;
-pub use status::{Counters, LogStatus, TierStatus, VolumeStatus};
+pub use status::{Counters, LogLoad, LogStatus, TierStatus, VolumeStatus};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -173,6 +173,8 @@ pub struct Volume {
     /// Blocks that have had records in each slot's segment: where to look for extents when the segment is to be freed.
     touched: Vec<Mutex<Vec<(FileId, BlockNo, BlockNo)>>>,
     claims: claims::Claims,
+    /// Fill of the log at which coalescing begins, as bits.
+    coalesce_at_fill_bits: AtomicU64,
     /// A miss on the slowest tier of several keeps its blocks' images; with this, also those of its 64 KiB neighbourhood.
     reads_around: AtomicBool,
     gate: RwLock<()>,

@@ -144,6 +144,7 @@ impl Volume {
     fn assemble(tiers: Vec<Tier>, options: Options, state: State, meta: Meta, log: Log) -> Volume {
         let (slots, tiers_len) = (meta.segments as usize, tiers.len());
         let claims = super::claims::Claims::new(options.block_bytes);
+        let coalesce_at_fill = options.coalesce_at_fill;
         Volume {
             objects: tiers.iter().map(|tier| Objects::new(tier.device.clone())).collect(),
             space: SpaceBook::new(tiers.len(), u64::from(options.block_bytes)),
@@ -163,6 +164,7 @@ impl Volume {
             live: (0..slots).map(|_| AtomicI64::new(0)).collect(),
             touched: (0..slots).map(|_| Mutex::default()).collect(),
             claims,
+            coalesce_at_fill_bits: AtomicU64::new(coalesce_at_fill.to_bits()),
             reads_around: AtomicBool::new(false),
             gate: RwLock::new(()),
             appends: RwLock::new(()),

@@ -24,6 +24,18 @@ pub struct VolumeStatus {
     pub promised_bytes: u64,
 }
 
+/// The log at one moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogLoad {
+    /// Share of the log in use.
+    pub fill: f64,
+    pub size_bytes: u64,
+    /// All bytes written to it so far.
+    pub written_bytes: u64,
+    /// The fill from which coalescing is to begin at the latest, by the options.
+    pub coalesce_at_fill: f64,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TierStatus {
     pub name: String,

@@ -43,8 +43,17 @@ const BATCH_BLOCKS: usize = 16_384;
 /// Records and seasons of a fine shard, with its place in a tree; and what a merged one takes.
 const FINE_COST_BYTES: u64 = 64 * (24 + 24) + 96;
 const MERGED_COST_BYTES: u64 = 64;
-/// All predictors: the bank of decays, and the model last.
-pub const PREDICTORS: usize = DECAYS + 1;
+/// What the recorder keeps of what is expected of a fine shard.
+const EXPECTED_COST_BYTES: u64 = 64 * 4 + 32;
+/// All predictors: the bank of decays, the cycle, and the model last.
+pub const PREDICTORS: usize = DECAYS + 2;
+/// Places of those among scores.
+const CYCLE: usize = DECAYS;
+const MODEL: usize = DECAYS + 1;
+/// How much of the cycle's prediction is what was seen at this time of the last cycles; the rest is a short memory.
+const CYCLE_SHARE: f32 = 0.75;
+/// That memory's place in the bank: a half-life of 2 epochs.
+const CYCLE_DECAY: usize = 1;
 
 /// Who predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -52,6 +61,8 @@ pub const PREDICTORS: usize = DECAYS + 1;
 pub enum Predictor {
     /// One of the bank of decays, by its place in [`HALF_LIVES_EPOCHS`].
     Decay(usize),
+    /// What the same part of a known cycle brought before; plain decay where none is known.
+    Cycle,
     Model,
 }
 
@@ -59,14 +70,15 @@ impl Predictor {
     pub const PLAIN: Predictor = Predictor::Decay(PLAIN_DECAY);
 
     pub fn all() -> impl Iterator<Item = Predictor> {
-        (0..DECAYS).map(Predictor::Decay).chain([Predictor::Model])
+        (0..DECAYS).map(Predictor::Decay).chain([Predictor::Cycle, Predictor::Model])
     }
 
     /// Place among [`BlockScores::scores`].
     pub fn index(self) -> usize {
         match self {
             Predictor::Decay(decay) => decay.min(DECAYS - 1),
-            Predictor::Model => DECAYS,
+            Predictor::Cycle => CYCLE,
+            Predictor::Model => MODEL,
         }
     }
 }
@@ -75,6 +87,7 @@ impl fmt::Display for Predictor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Predictor::Decay(decay) => write!(f, "decay{}", HALF_LIVES_EPOCHS.get(*decay).copied().unwrap_or_default()),
+            Predictor::Cycle => f.write_str("cycle"),
             Predictor::Model => f.write_str("model"),
         }
     }
@@ -127,7 +140,7 @@ pub struct ForecastSettings {
 impl ForecastSettings {
     /// Fine shards whose records, with seasons, fit so many bytes with the merged ones that may be beside them.
     pub fn shards_in(memory_bytes: u64) -> usize {
-        let each = FINE_COST_BYTES + MERGED_COST_BYTES * history::MERGED_PER_FINE as u64;
+        let each = FINE_COST_BYTES + EXPECTED_COST_BYTES + MERGED_COST_BYTES * history::MERGED_PER_FINE as u64;
         usize::try_from(memory_bytes / each).unwrap_or(usize::MAX).max(1)
     }
 }
@@ -290,7 +303,7 @@ impl Forecast {
         let outcomes = self.predict(values);
         if let Some(outcomes) = &outcomes {
             for (block, outcome) in blocks.iter_mut().zip(outcomes) {
-                block.scores[DECAYS] = outcome.exp_m1().max(0.0);
+                block.scores[MODEL] = outcome.exp_m1().max(0.0);
             }
         }
         for (block, features) in blocks.iter().zip(values.iter()) {
@@ -378,7 +391,13 @@ fn scores_of(file: FileId, block: u64, shard: &Shard, index: usize, around: &Sur
         }
         scored.write_share = record.write_share();
     }
-    scored.scores[DECAYS] = scored.scores[PLAIN_DECAY];
+    let plain = scored.scores[PLAIN_DECAY];
+    scored.scores[MODEL] = plain;
+    scored.scores[CYCLE] = around.moment.bins.map_or(plain, |[next, _]| {
+        let seen =
+            shard.seasons.as_ref().and_then(|seasons| seasons.get(index)?.get(next)).map_or(0.0, |seen| seen.get());
+        CYCLE_SHARE * seen / around.mean_rate + (1.0 - CYCLE_SHARE) * scored.scores[CYCLE_DECAY]
+    });
     scored
 }
 

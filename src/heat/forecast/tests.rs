@@ -40,6 +40,25 @@ fn a_cycle_is_predicted_before_its_hour() {
     assert!(mean(64, Predictor::PLAIN) < mean(0, Predictor::PLAIN));
 }
 
+/// The model needs a change or two of the hour to believe in the cycle; the cycle's own prediction has all it needs after the first day.
+#[test]
+fn the_second_day_is_known_from_the_first() {
+    let mut forecast = Forecast::new(ForecastSettings::default());
+    let mut scores = None;
+    for epoch in 0..32 + 8 {
+        scores = Some(day(&mut forecast, epoch));
+    }
+    let scores = scores.unwrap();
+    let mean =
+        |first: u64, predictor| (first..first + 64).map(|block| score(&scores, block, predictor)).sum::<f32>() / 64.0;
+    assert!(mean(64, Predictor::Cycle) > 2.0 * mean(0, Predictor::Cycle));
+    // Without a known cycle it is plain decay.
+    let mut forecast = Forecast::new(ForecastSettings::default());
+    forecast.observe(&read(1, 7));
+    let scores = forecast.end_epoch(clock(0, 0));
+    assert_eq!(score(&scores, 7, Predictor::Cycle), score(&scores, 7, Predictor::PLAIN));
+}
+
 #[test]
 fn the_same_accesses_give_the_same_scores() {
     let run = || {

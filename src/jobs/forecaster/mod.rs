@@ -1,7 +1,7 @@
 //! The forecast of a running volume: one thread that hears of accesses, and at the end of each epoch says what the next one will bring.
 //!
 //! The recorder's queue feeds the forecast and the gate. At an epoch's end the gate chooses whom to believe; if that is anything but plain decay, the
-//! expected accesses become the heat of blocks ([`Recorder::expect`]), which the mover plans with as always, within its budgets, pins and rests.
+//! expected accesses become the heat of blocks ([`Recorder::expecting`]), which the mover plans with as always, within its budgets, pins and rests.
 //! The same choice says how much of the fastest tier stages misses. What was learned is kept in a losable file (`saved.rs`).
 //!
 //! Nothing depends on this thread. When it fails, whatever the reason, heat is plain decay, nothing is staged any more, and the status says why.
@@ -19,9 +19,9 @@ pub use status::{ContenderStatus, ForecastStatus};
 use crate::device::Device;
 use crate::device::clock::{Instant, monotonic_now, thread_cpu_time, wall_now};
 use crate::heat::forecast::{
-    EpochClock, FileClass, Forecast, ForecastSettings, ModelError, ModelState, Predictor, Scores,
+    BlockScores, EpochClock, FileClass, Forecast, ForecastSettings, ModelError, ModelState, Predictor, Scores,
 };
-use crate::heat::{Event, Recorder};
+use crate::heat::{Event, Expecting, Recorder};
 use crate::policy::gate::{Contender, Gate};
 use crate::policy::staging::Staging;
 use crate::units::{BlockNo, FileId, TierId, WallNs};
@@ -98,8 +98,8 @@ struct Inner {
     gate: Gate,
     /// Why nothing is forecast any more.
     failure: Option<String>,
-    /// What became of the saved file.
-    memory: String,
+    /// What became of the saved file; None: nobody has looked yet.
+    memory: Option<String>,
     began: Instant,
     epoch_began: Instant,
     saved_at: Instant,
@@ -115,7 +115,8 @@ struct Inner {
 }
 
 impl Forecaster {
-    /// Takes what the last run learned from `home`, if there is anything. `settings` and `volume_id` as for the mover.
+    /// The first look takes what the last run learned from `home`, if there is anything: a mount does not wait for that. `settings` and `volume_id` as for
+    /// the mover.
     pub fn open(
         recorder: Arc<Recorder>,
         home: Arc<dyn Device>,
@@ -124,11 +125,11 @@ impl Forecaster {
     ) -> Arc<Forecaster> {
         let now = monotonic_now();
         let block_bytes = recorder.settings().block_bytes;
-        let mut inner = Inner {
+        let inner = Inner {
             forecast: Forecast::new(forecast_settings(&settings, block_bytes)),
             gate: Gate::of_volume(contenders(&settings)),
-            failure: (!settings.enabled).then(|| "it is switched off".to_owned()),
-            memory: "nothing was saved yet".to_owned(),
+            failure: (!settings.enabled).then(|| "it is switched off, or there is only one tier".to_owned()),
+            memory: None,
             began: now,
             epoch_began: now,
             saved_at: now,
@@ -139,19 +140,7 @@ impl Forecaster {
             heard: 0,
             skipped: 0,
         };
-        if settings.enabled {
-            recorder.listen(true);
-            inner.memory = match saved::load(&*home, &volume_id, block_bytes, &mut inner) {
-                Ok(said) => said,
-                Err(error) => {
-                    // What was half read is worth nothing.
-                    inner.forecast = Forecast::new(forecast_settings(&settings, block_bytes));
-                    inner.gate = Gate::of_volume(contenders(&settings));
-                    tracing::warn!(%error, "what the forecast had learned is lost; learning anew");
-                    format!("learning anew: {error}")
-                }
-            };
-        }
+        recorder.listen(settings.enabled);
         let forecaster = Forecaster {
             settings,
             recorder,
@@ -221,7 +210,12 @@ impl Forecaster {
         if inner.failure.is_some() {
             return;
         }
-        let looked = catch_unwind(AssertUnwindSafe(|| step(&mut inner)));
+        let looked = catch_unwind(AssertUnwindSafe(|| {
+            if inner.memory.is_none() {
+                self.remember(&mut inner);
+            }
+            step(&mut inner);
+        }));
         if let Err(panic) = looked {
             let said = panic.downcast_ref::<&str>().map(|said| (*said).to_owned());
             let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
@@ -229,6 +223,21 @@ impl Forecaster {
         }
         inner.cpu += thread_cpu_time().saturating_sub(began);
         self.show(&inner);
+    }
+
+    /// Takes what the last run learned.
+    fn remember(&self, inner: &mut Inner) {
+        let block_bytes = self.recorder.settings().block_bytes;
+        inner.memory = Some(match saved::load(&*self.home, &self.volume_id, block_bytes, inner) {
+            Ok(said) => said,
+            Err(error) => {
+                // What was half read is worth nothing.
+                inner.forecast = Forecast::new(forecast_settings(&self.settings, block_bytes));
+                inner.gate = Gate::of_volume(contenders(&self.settings));
+                tracing::warn!(%error, "what the forecast had learned is lost; learning anew");
+                format!("learning anew: {error}")
+            }
+        });
     }
 
     /// From now on heat is plain decay.
@@ -293,13 +302,12 @@ impl Forecaster {
         let closing_took = thread_cpu_time().saturating_sub(began);
         inner.gate.judge(&model);
         let believed = inner.gate.choice();
-        let (sampled, expected, after) = self.score(inner, believed, lasted);
+        let (sampled, expecting, after) = self.score(inner, believed, lasted);
         // A model that failed while it was asked is not believed; the gate hears of it at the next epoch's end.
         let lost = believed.predictor == Predictor::Model && after != ModelState::Ready;
-        if believed.predictor == Predictor::PLAIN || lost {
-            self.recorder.expect_nothing();
-        } else {
-            self.recorder.expect(expected.into_iter());
+        match expecting.filter(|_| !lost) {
+            Some(expecting) => expecting.publish(),
+            None => self.recorder.expect_nothing(),
         }
         let capacity = self.capacity.load(Ordering::Relaxed);
         inner.gate.prepare(&Scores { blocks: sampled, model: after }, capacity);
@@ -314,35 +322,41 @@ impl Forecaster {
         }
     }
 
-    /// All blocks' scores: those of the gate's sample, and what the believed predictor expects, in accesses per epoch of the settings' length.
+    /// All blocks' scores: those of the gate's sample, and what the believed predictor expects, in accesses per epoch of the settings' length, unless it is
+    /// plain decay.
     fn score(
         &self,
         inner: &mut Inner,
         believed: Contender,
         lasted: Duration,
-    ) -> (Vec<crate::heat::forecast::BlockScores>, Vec<(FileId, BlockNo, f32)>, ModelState) {
+    ) -> (Vec<BlockScores>, Option<Expecting<'_>>, ModelState) {
         let Inner { forecast, gate, .. } = inner;
         let epochs = (lasted.as_secs_f32() / self.settings.epoch.as_secs_f32().max(1e-3)).max(1e-3);
         let unit = forecast.mean_accesses() / epochs;
         let discount = 1.0 - self.settings.write_weight.clamp(0.0, 1.0);
-        let is_plain = believed.predictor == Predictor::PLAIN;
-        let (mut sampled, mut expected) = (Vec::new(), Vec::new());
+        let mut expecting = (believed.predictor != Predictor::PLAIN).then(|| self.recorder.expecting());
+        let mut sampled: Vec<BlockScores> = Vec::new();
         let state = forecast.score(&mut |scored| {
             if gate.samples(scored.file, scored.block) {
                 sampled.push(*scored);
             }
-            if !is_plain {
+            while gate.is_crowded(sampled.len()) {
+                gate.halve();
+                sampled.retain(|kept| gate.samples(kept.file, kept.block));
+            }
+            if let Some(expecting) = &mut expecting {
                 let score = scored.scores.get(believed.predictor.index()).copied().unwrap_or_default();
-                expected.push((scored.file, scored.block, score * unit * (1.0 - discount * scored.write_share)));
+                expecting.expect(scored.file, scored.block, score * unit * (1.0 - discount * scored.write_share));
             }
         });
-        (sampled, expected, state)
+        (sampled, expecting, state)
     }
 
     /// Saves what was learned, for the next run.
     pub(super) fn save(&self) {
         let mut inner = self.inner.lock();
-        if inner.failure.is_none() {
+        // What was not read yet must not be written over.
+        if inner.failure.is_none() && inner.memory.is_some() {
             self.save_inner(&mut inner);
         }
     }

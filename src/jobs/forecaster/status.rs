@@ -78,7 +78,7 @@ pub(super) fn of(inner: &Inner, settings: &ForecasterSettings, recorder: &Record
     let lasted = inner.began.elapsed().as_secs_f64();
     ForecastStatus {
         off: inner.failure.clone(),
-        memory: inner.memory.clone(),
+        memory: inner.memory.clone().unwrap_or_else(|| "what was saved is not read yet".to_owned()),
         choice: gate.choice.to_string(),
         reason: gate.reason.to_string(),
         epochs: gate.epochs,

@@ -32,6 +32,7 @@ impl House {
         let recorder = Arc::new(Recorder::new(HeatSettings::with_block_bytes(65_536)));
         let forecaster = Forecaster::open(Arc::clone(&recorder), world.device("nvme"), ID, settings);
         forecaster.set_capacity(64);
+        forecaster.hear_now();
         House { world, recorder, forecaster }
     }
 
@@ -118,6 +119,15 @@ fn what_was_learned_survives_a_restart() {
     assert!(inner.forecast.shards() > 4);
 }
 
+/// The status once the saved file was looked at.
+fn opened(world: &SimWorld, recorder: Arc<Recorder>, id: [u8; 16]) -> ForecastStatus {
+    let forecaster = Forecaster::open(recorder, world.device("nvme"), id, settings());
+    assert_eq!(forecaster.status().memory, "what was saved is not read yet");
+    forecaster.save();
+    forecaster.hear_now();
+    forecaster.status()
+}
+
 #[test]
 fn a_damaged_or_foreign_file_only_means_learning_anew() {
     let house = House::open(SimWorld::new(1));
@@ -131,7 +141,7 @@ fn a_damaged_or_foreign_file_only_means_learning_anew() {
     file.read_at(&mut bytes, 0).unwrap();
     let learned_anew = |why: &str| {
         let recorder = Arc::new(Recorder::new(HeatSettings::with_block_bytes(65_536)));
-        let status = Forecaster::open(recorder, world.device("nvme"), ID, settings()).status();
+        let status = opened(&world, recorder, ID);
         assert!(status.off.is_none() && status.epochs == 0, "{why}: {status:?}");
         assert!(status.memory.starts_with("learning anew: "), "{why}: {}", status.memory);
     };
@@ -146,9 +156,9 @@ fn a_damaged_or_foreign_file_only_means_learning_anew() {
         file.write_all_at(&bytes, 0).unwrap();
     }
     let recorder = || Arc::new(Recorder::new(HeatSettings::with_block_bytes(65_536)));
-    let foreign = Forecaster::open(recorder(), world.device("nvme"), [8; 16], settings()).status();
+    let foreign = opened(&world, recorder(), [8; 16]);
     assert!(foreign.memory.contains("another volume"), "{}", foreign.memory);
-    assert_eq!(Forecaster::open(recorder(), world.device("nvme"), ID, settings()).status().epochs, 3, "whole again");
+    assert_eq!(opened(&world, recorder(), ID).epochs, 3, "whole again");
 }
 
 #[test]

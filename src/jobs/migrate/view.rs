@@ -105,6 +105,9 @@ pub struct MoverStatus {
     pub log_latency_us: f64,
     pub log_latency_baseline_us: f64,
     pub pinned_files: u64,
+    /// Fill of the log from which records go to their blocks, and the rate of log writes that it was made for.
+    pub coalesce_at_fill: f64,
+    pub log_bytes_per_second: f64,
     pub recorder: RecorderStatus,
     pub forecast: ForecastStatus,
     /// The latest decisions, oldest first.
@@ -274,6 +277,8 @@ impl Mover {
             log_latency_us,
             log_latency_baseline_us,
             pinned_files: u64::try_from(self.pins.lock().len()).unwrap_or(u64::MAX),
+            coalesce_at_fill: self.volume.coalesce_at_fill(),
+            log_bytes_per_second: self.log_watch.lock().bytes_per_second(),
             recorder: self.recorder.status(),
             forecast: self.forecaster.status(),
             recent: self.journal.lock().latest(RECENT),

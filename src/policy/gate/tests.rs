@@ -61,7 +61,7 @@ fn the_sample_stays_small_and_is_scored_alike() {
                 file: FileId(2),
                 block: BlockNo(block),
                 write_share: 0.0,
-                scores: [if block < 5000 { 9.0 } else { 1.0 }; 7],
+                scores: [if block < 5000 { 9.0 } else { 1.0 }; PREDICTORS],
             })
             .collect();
         (0..5000).for_each(|block| gate.observe(FileId(2), BlockNo(block)));
@@ -131,4 +131,16 @@ fn a_gate_of_a_volume_starts_with_full_shadows_and_looks_on_first() {
     let full = hits_of(Gate::of_volume(plain()));
     assert!((full - expected).abs() < 0.01, "{full} against {expected}");
     assert!(hits_of(Gate::new(plain())) < full / 4.0, "a tenth of a tier per epoch, in a replay");
+}
+
+#[test]
+fn a_volumes_sample_is_bounded_within_an_epoch_too() {
+    let mut gate = Gate::of_volume(Contender::of([Predictor::PLAIN].into_iter(), 0));
+    for block in 0..400_000 {
+        gate.observe(FileId(2), BlockNo(block));
+        assert!(gate.numbers.len() <= 2 * SAMPLE_IN_VOLUME);
+    }
+    gate.end_epoch(&scores(ModelState::Learning), 1000);
+    assert!(gate.numbers.len() <= 2 * SAMPLE_IN_VOLUME && gate.status().sampled_one_in >= 8, "{:?}", gate.status());
+    assert!(gate.numbers.keys().all(|(file, block)| gate.samples(*file, *block)));
 }
