@@ -152,6 +152,9 @@ pub(super) enum Command {
         #[arg(long, required = true)]
         stdio: bool,
     },
+    /// Record what is done with the volume's files.
+    #[command(subcommand)]
+    Trace(Trace),
     /// Print the completion script of a shell.
     Completions { shell: Shell },
     /// Write the man pages into a directory.
@@ -382,6 +385,23 @@ pub(super) enum RepoCommand {
     Stats {
         #[command(flatten)]
         storage: Storage,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Trace {
+    /// Write a trace that `replay` reads: reads that missed the page cache, writes, syncs and truncations, without any content.
+    ///
+    /// Beside FILE.csv comes FILE.files.csv with the paths of the files.
+    Record {
+        /// The file to write, NAME.csv or NAME.csv.gz.
+        file: PathBuf,
+        /// End after so many seconds.
+        #[arg(long, default_value = "60", value_parser = clap::value_parser!(u64).range(1..=604_800), value_name = "SECONDS")]
+        seconds: u64,
+        /// End after so many records.
+        #[arg(long, default_value = "10000000", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000), value_name = "N")]
+        records: u64,
     },
 }
 

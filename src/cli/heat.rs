@@ -1,7 +1,7 @@
 //! `heat`: a map in the terminal. Each cell is a stretch of a file; the darker, the hotter its hottest block.
 
 use super::names::Names;
-use super::{online, out};
+use super::{online, out, show};
 use crate::control::client::{Client, query_value};
 use crate::control::protocol::{self, HeatFile, HeatReply};
 use crate::jobs::migrate::HeatRange;
@@ -37,6 +37,10 @@ pub(super) fn run(client: &Client, path: Option<&Path>, files: Option<usize>, as
 fn draw(reply: &HeatReply) -> String {
     let mut text =
         format!("hot {} cold; accesses per epoch of {} s\n", SHADES.iter().rev().collect::<String>(), reply.epoch_s);
+    for (name, value) in show::forecast(&reply.forecast) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name:<8}{value}");
+    }
     for file in &reply.files {
         // Writing to a String cannot fail.
         let relation = file.relation.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
@@ -89,6 +93,7 @@ fn shares(file: &HeatFile, reply: &HeatReply) -> String {
 mod tests {
     use super::{draw, mostly_on, shade};
     use crate::control::protocol::{HeatFile, HeatReply};
+    use crate::jobs::forecaster::ForecastStatus;
     use crate::jobs::migrate::HeatRange;
     use crate::units::BlockNo;
 
@@ -129,6 +134,7 @@ mod tests {
             tiers,
             block_bytes: 65536,
             epoch_s: 300,
+            forecast: ForecastStatus::default(),
             files: vec![file],
             more_files: 2,
         });

@@ -58,10 +58,9 @@ pub(super) fn delete(volume: &Choice, storage: &Storage, names: &[String], as_js
     let deleted: Vec<String> = ids.iter().map(ToString::to_string).collect();
     match as_json {
         true => out::json(&serde_json::json!({ "deleted": deleted })),
-        false => out::text(&format!(
-            "deleted {}; `heatfs snapshot prune` gives their space back\n",
-            deleted.join(", ")
-        )),
+        false => {
+            out::text(&format!("deleted {}; `heatfs snapshot prune` gives their space back\n", deleted.join(", ")))
+        }
     }
 }
 
@@ -83,13 +82,7 @@ struct Kept {
 }
 
 /// Judges the snapshots of each volume by the rules, deletes those that none keeps, and frees what is not used.
-pub(super) fn prune(
-    volume: &Choice,
-    storage: &Storage,
-    rules: &KeepRules,
-    dry_run: bool,
-    as_json: bool,
-) -> Result<()> {
+pub(super) fn prune(volume: &Choice, storage: &Storage, rules: &KeepRules, dry_run: bool, as_json: bool) -> Result<()> {
     let repository = open(volume, storage)?;
     let (kept, deleted) = judged(&repository, &rules.retention())?;
     let options = PruneOptions::default();
@@ -128,10 +121,9 @@ fn judged(repository: &Repository, retention: &Retention) -> Result<(Vec<Kept>, 
         for verdict in judge(snapshots, &pins, retention) {
             match verdict.keep.as_slice() {
                 [] => deleted.push(verdict.id),
-                reasons => kept.push(Kept {
-                    snapshot: verdict.id.to_string(),
-                    because: reasons.iter().map(reason).collect(),
-                }),
+                reasons => {
+                    kept.push(Kept { snapshot: verdict.id.to_string(), because: reasons.iter().map(reason).collect() })
+                }
             }
         }
     }

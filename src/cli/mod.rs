@@ -19,6 +19,7 @@ mod report;
 mod show;
 mod snapshot;
 mod top;
+mod trace;
 mod volume;
 
 use crate::control;
@@ -126,6 +127,9 @@ fn run(cli: Cli) -> Result<()> {
         Command::Snapshot { command } => snapshot::run(&volume, command, as_json),
         Command::Restore(request) => snapshot::restore_into(&volume, &request, as_json),
         Command::Repo(request) => snapshot::repo(&volume, request, as_json),
+        Command::Trace(args::Trace::Record { file, seconds, records }) => {
+            trace::record(&volume.client()?, &file, seconds, records, as_json)
+        }
         Command::Replay(request) => replay::run(&request, as_json),
         Command::Predict { .. } => replay::predict(),
         Command::Dump { what } => dump::run(&volume, &what),

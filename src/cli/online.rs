@@ -167,6 +167,15 @@ fn explanation(reply: &ExplainReply) -> String {
             evidence.own, evidence.from_file, evidence.reads, evidence.writes
         ),
     );
+    if let Some(expected) = evidence.expected {
+        line(
+            "",
+            format!(
+                "{expected:.3} expected by the forecast, which counts instead of its past but for what was seen since"
+            ),
+        );
+    }
+    line("heat by", format!("{}: {}", found.believed, found.believed_because));
     if let Some(tier) = &found.pinned_to {
         line("pinned to", tier.clone());
     }

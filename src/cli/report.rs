@@ -77,6 +77,7 @@ fn page(status: &StatusReply, history: &HistoryReply, why: &WhyReply, names: &mu
     text += "<h2>How full the tiers are</h2>\n";
     text += &charts::legend(&history.tiers);
     text += &charts::occupancy(history);
+    text += &forecast(status);
     text += "<h2>Heat over time</h2><p class=\"say\">The hottest files; each row is a stretch of the file, from its beginning at the top. \
              The darker, the hotter its hottest block is among all blocks.</p>\n";
     for file in charts::hottest(history) {
@@ -102,6 +103,28 @@ fn tiers(status: &StatusReply) -> String {
             show::share(tier.used_bytes, tier.budget_bytes),
             tier.blocks,
         );
+    }
+    text + "</table>\n"
+}
+
+/// Who is believed about heat, and what each would have hit.
+fn forecast(status: &StatusReply) -> String {
+    let forecast = &status.mover.forecast;
+    let mut text = format!(
+        "<h2>Whose heat is believed</h2><p>{}: {}. {}</p>\n",
+        escaped(&forecast.believed()),
+        escaped(&forecast.because()),
+        escaped(&format!("Model: {}; {} epochs; {}.", forecast.model, forecast.epochs, forecast.memory))
+    );
+    if forecast.contenders.iter().all(|one| one.hits.is_none()) {
+        return text;
+    }
+    text += "<p class=\"say\">Share of reads that missed the page cache which the fastest tier served, and which it would have served by each way of filling it.</p>\n";
+    text += "<table><tr><th>way</th><th>hits</th></tr>\n";
+    let _ = writeln!(text, "<tr><td>really</td><td>{}</td></tr>", show::percent(forecast.real_hits));
+    for one in &forecast.contenders {
+        let name = if one.chosen { format!("<b>{}</b>", escaped(&one.name)) } else { escaped(&one.name) };
+        let _ = writeln!(text, "<tr><td>{name}</td><td>{}</td></tr>", show::percent(one.hits));
     }
     text + "</table>\n"
 }

@@ -2,6 +2,7 @@
 
 use crate::control::protocol::StatusReply;
 use crate::daemon::quantity::{rounded_bytes, show_span};
+use crate::jobs::forecaster::ForecastStatus;
 use crate::volume::{Counters, TierStatus};
 use comfy_table::{CellAlignment, Table, TableStyle};
 use std::fmt::Write;
@@ -102,10 +103,46 @@ pub(super) fn status(status: &StatusReply) -> String {
             rounded_bytes(volume.overlay_memory_bytes)
         ),
     );
-    for (name, value) in counters(&volume.counters) {
+    for (name, value) in counters(&volume.counters).into_iter().chain(forecast(&status.mover.forecast)) {
         line(name, value);
     }
     text + &tiers(&volume.tiers)
+}
+
+/// A share in percent, with one decimal; a dash when it is not known.
+pub(super) fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", share * 100.0))
+}
+
+/// Who is believed about heat, and how the others do.
+pub(super) fn forecast(forecast: &ForecastStatus) -> Vec<(&'static str, String)> {
+    let mut lines = vec![("heat by", format!("{}: {}", forecast.believed(), forecast.because()))];
+    if forecast.off.is_some() {
+        return lines;
+    }
+    let scores = forecast.contenders.iter().filter(|one| one.hits.is_some()).take(5);
+    let scores: Vec<String> = scores.map(|one| format!("{} {}", one.name, percent(one.hits))).collect();
+    if !scores.is_empty() {
+        let real = percent(forecast.real_hits);
+        lines.push(("hits", format!("really {real}; would have been: {}", scores.join(", "))));
+    }
+    if forecast.barred_epochs > 0 {
+        lines.push(("", format!("plain decay for {} more epochs at least", forecast.barred_epochs)));
+    }
+    if forecast.staging_blocks > 0 {
+        lines.push(("staging", format!("{} of {} blocks", forecast.staged_blocks, forecast.staging_blocks)));
+    }
+    lines.push((
+        "shards",
+        format!(
+            "{} with a record for each block, {} with one for all; {}",
+            forecast.fine_shards,
+            forecast.merged_shards,
+            rounded_bytes(forecast.memory_bytes)
+        ),
+    ));
+    lines.push(("model", format!("{}; {} epochs; {}", forecast.model, forecast.epochs, forecast.memory)));
+    lines
 }
 
 fn counters(counters: &Counters) -> Vec<(&'static str, String)> {
@@ -128,8 +165,11 @@ fn counters(counters: &Counters) -> Vec<(&'static str, String)> {
         (
             "moved",
             format!(
-                "{} blocks up, {} down ({} without copying)",
-                counters.promoted_blocks, counters.demoted_blocks, counters.demoted_by_flip_blocks
+                "{} blocks up, {} down ({} without copying), {} copied ahead of going down",
+                counters.promoted_blocks,
+                counters.demoted_blocks,
+                counters.demoted_by_flip_blocks,
+                counters.premigrated_blocks
             ),
         ),
         (

@@ -2,7 +2,8 @@
 
 use super::placement::{files_at, relative};
 use super::protocol::{
-    HistoryReply, PlanQuery, PlanReply, PlannedMove, WhatIfQuery, WhatIfReply, WhyEntry, WhyQuery, WhyReply,
+    HistoryReply, PlanQuery, PlanReply, PlannedMove, TracedFiles, WhatIfQuery, WhatIfReply, WhyEntry, WhyQuery,
+    WhyReply,
 };
 use crate::daemon::Served;
 use crate::error::{Error, Result};
@@ -113,6 +114,16 @@ pub(super) fn history(served: &Served) -> Result<HistoryReply> {
     let files = if shown.is_empty() { HashMap::new() } else { files_at(served, "")? };
     let paths = files.into_iter().filter(|(id, _)| shown.contains(id)).map(|(id, path)| (id.to_string(), path));
     Ok(HistoryReply { tiers: tier_names(served), moments, paths: paths.collect() })
+}
+
+/// Ends a recording: what is left of it, and the names of all files.
+pub(super) fn stop_trace(served: &Served) -> Result<TracedFiles> {
+    let recorder = served.mover.recorder();
+    recorder.stop_trace();
+    let rest = recorder.take_trace(usize::MAX);
+    // A volume without files has no paths, which is no reason to lose the records.
+    let files = files_at(served, "").unwrap_or_default();
+    Ok(TracedFiles { rest, paths: files.into_iter().map(|(id, path)| (id.0, path)).collect() })
 }
 
 pub(super) fn what_if(served: &Served, query: &WhatIfQuery) -> Result<WhatIfReply> {

@@ -1,4 +1,4 @@
-//! The volume's state as Prometheus text. Labels are tier names alone, so the number of series is bounded by the settings.
+//! The volume's state as Prometheus text. Labels are names of tiers and of predictors, so the number of series is bounded.
 
 use super::protocol::{Health, StatusReply};
 use prometheus_client::encoding::text::encode;
@@ -17,6 +17,7 @@ pub fn text(status: &StatusReply) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("heatfs");
     health(&mut registry, status);
     mover(&mut registry, status);
+    forecast(&mut registry, status);
     tiers(&mut registry, status);
     log(&mut registry, status);
     counters(&mut registry, status);
@@ -115,8 +116,52 @@ fn mover(registry: &mut Registry, status: &StatusReply) {
         "Blocks and log records that would be lost with the fastest tier",
         status.only_on_fastest_bytes,
     );
+    let coalesce_at = Level::default();
+    coalesce_at.set(mover.coalesce_at_fill);
+    registry.register("coalesce_at_fill", "Share of the log in use from which records go to their blocks", coalesce_at);
     level(registry, "pinned_files", "Files pinned to a tier", mover.pinned_files);
     level(registry, "heat_memory_bytes", "Memory of the counters of heat", mover.recorder.memory_bytes);
+}
+
+fn forecast(registry: &mut Registry, status: &StatusReply) {
+    let forecast = &status.mover.forecast;
+    let (hits, chosen) = (Family::<Labels, Level>::default(), Family::<Labels, Level>::default());
+    for one in &forecast.contenders {
+        let label = vec![("way", one.name.clone())];
+        if let Some(share) = one.hits {
+            hits.get_or_create(&label).set(share);
+        }
+        let is_used = one.chosen && forecast.off.is_none();
+        chosen.get_or_create(&label).set(if is_used { 1.0 } else { 0.0 });
+    }
+    registry.register(
+        "gate_hit_share",
+        "Share of misses that each way of filling the fastest tier would have hit",
+        hits,
+    );
+    registry.register("gate_chosen", "1: this way is used", chosen);
+    if let Some(share) = forecast.real_hits {
+        let real = Level::default();
+        real.set(share);
+        registry.register("gate_real_hit_share", "Share of misses that the fastest tier served", real);
+    }
+    level(registry, "forecast_running", "1: heat is forecast, 0: it is plain decay", u64::from(forecast.off.is_none()));
+    level(registry, "forecast_memory_bytes", "Memory of the forecast's records", forecast.memory_bytes);
+    level(
+        registry,
+        "staged_blocks",
+        "Blocks on the fastest tier because they were just missed",
+        forecast.staged_blocks,
+    );
+    for (name, help, value) in [
+        ("gate_switches", "Changes of the way that is used", u64::from(forecast.switches)),
+        ("forecast_epochs", "Epochs that the forecast has seen", forecast.epochs),
+        ("forecast_cpu_milliseconds", "Processor time of the forecast", forecast.cpu_ms),
+        ("forecast_dropped_accesses", "Accesses that the forecast did not hear of", status.mover.recorder.feed_dropped),
+        ("mover_staged_moves", "Blocks staged because they were missed", status.mover.staged_moves),
+    ] {
+        count(registry, name, help, value);
+    }
 }
 
 fn log(registry: &mut Registry, status: &StatusReply) {
@@ -145,6 +190,7 @@ fn counters(registry: &mut Registry, status: &StatusReply) {
         ),
         ("reads_from_log", "Reads answered from the log", counters.reads_from_log),
         ("coalesced_blocks", "Blocks whose records were applied to their base", counters.coalesced_blocks),
+        ("premigrated_blocks", "Blocks copied to the slowest tier ahead of sinking there", counters.premigrated_blocks),
         ("promoted_blocks", "Blocks moved to a faster tier", counters.promoted_blocks),
         ("demoted_blocks", "Blocks moved to a slower tier", counters.demoted_blocks),
         ("demoted_by_flip_blocks", "Of those, blocks that had a valid copy there", counters.demoted_by_flip_blocks),

@@ -77,6 +77,7 @@ pub(super) fn heat(served: &Served, query: &HeatQuery) -> Result<HeatReply> {
         tiers: served.settings.tiers.iter().map(|tier| tier.name.clone()).collect(),
         block_bytes: served.settings.block_bytes,
         epoch_s: served.settings.placement.epoch.as_secs(),
+        forecast: served.mover.forecaster().status(),
         files: Vec::new(),
         more_files: 0,
     };

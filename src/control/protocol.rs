@@ -3,6 +3,8 @@
 //! Answers with a status other than 200 carry an [`ErrorReply`]. Sizes are bytes; fields say their unit otherwise.
 
 use crate::daemon::quantity::rounded_bytes;
+use crate::heat::TakenTrace;
+use crate::jobs::forecaster::ForecastStatus;
 use crate::jobs::migrate::{Explanation, HeatRange, JournalEntry, Moment, MoverStatus, WhatIf};
 use crate::policy::placement::{Reason, TierOutlook};
 use crate::units::TierId;
@@ -24,6 +26,9 @@ pub const UNPIN: &str = "/v1/unpin";
 pub const CHECK: &str = "/v1/check";
 pub const SETTLE: &str = "/v1/settle";
 pub const CHECKPOINT: &str = "/v1/checkpoint";
+pub const TRACE: &str = "/v1/trace";
+pub const TRACE_START: &str = "/v1/trace/start";
+pub const TRACE_STOP: &str = "/v1/trace/stop";
 pub const STOP: &str = "/v1/stop";
 pub const SNAPSHOTS: &str = "/v1/snapshots";
 pub const JOBS: &str = "/v1/jobs";
@@ -159,6 +164,7 @@ pub struct HeatReply {
     pub tiers: Vec<String>,
     pub block_bytes: u32,
     pub epoch_s: u64,
+    pub forecast: ForecastStatus,
     /// Hottest first.
     pub files: Vec<HeatFile>,
     /// Files that were left out.
@@ -347,6 +353,23 @@ pub struct JobReply {
 pub struct SnapshotRequest {
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+}
+
+/// Begins to record a trace of accesses, taken bit by bit from `/v1/trace`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceRequest {
+    /// At most so many records.
+    pub records: u64,
+}
+
+/// The end of a recording.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TracedFiles {
+    /// What was not taken yet.
+    pub rest: TakenTrace,
+    /// Paths relative to the mount, by the number that records name the file by.
+    pub paths: HashMap<u64, String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

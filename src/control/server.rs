@@ -10,12 +10,13 @@ use super::placement;
 use super::protocol::{
     self, CheckRequest, DoneReply, ErrorReply, ExplainQuery, ExplainReply, HeatQuery, HeatReply, HistoryReply,
     JobReply, PinRequest, PlanQuery, PlanReply, SnapshotRequest, StatusReply, StopRequest, TiersReply, TopReply,
-    WhatIfQuery, WhatIfReply, WhyQuery, WhyReply,
+    TraceRequest, TracedFiles, WhatIfQuery, WhatIfReply, WhyQuery, WhyReply,
 };
 use super::snapshots;
 use super::socket::Socket;
 use crate::daemon::{Control, Served};
 use crate::error::{Error, Result};
+use crate::heat::TakenTrace;
 use crate::jobs::check::examine;
 use axum::Router;
 use axum::body::Bytes;
@@ -36,6 +37,8 @@ use tokio::sync::oneshot;
 
 /// Requests in the engine at once; others wait for them.
 const BLOCKING_THREADS: usize = 8;
+/// Records of a trace in one answer.
+const TRACE_RECORDS: usize = 16_384;
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -125,6 +128,9 @@ fn router(context: Context) -> Router {
         .route(protocol::SETTLE, post(settle))
         .route(protocol::CHECKPOINT, post(checkpoint))
         .route(protocol::SNAPSHOTS, post(snapshot))
+        .route(protocol::TRACE, get(trace))
+        .route(protocol::TRACE_START, post(start_trace))
+        .route(protocol::TRACE_STOP, post(stop_trace))
         .route(protocol::STOP, post(stop))
         .route("/v1/jobs/{id}", get(job))
         .route(protocol::METRICS, get(prometheus))
@@ -339,6 +345,20 @@ async fn checkpoint(State(context): State<Context>) -> Answer<DoneReply> {
         Ok(DoneReply { message: "checkpoint is durable".to_owned() })
     });
     reply.await.map(Json)
+}
+
+async fn start_trace(State(context): State<Context>, bytes: Bytes) -> Answer<DoneReply> {
+    let request: TraceRequest = body(&bytes)?;
+    context.served.mover.recorder().start_trace(request.records)?;
+    Ok(Json(DoneReply { message: "recording".to_owned() }))
+}
+
+async fn trace(State(context): State<Context>) -> Answer<TakenTrace> {
+    Ok(Json(context.served.mover.recorder().take_trace(TRACE_RECORDS)))
+}
+
+async fn stop_trace(State(context): State<Context>) -> Answer<TracedFiles> {
+    blocking(context, |context| insight::stop_trace(&context.served)).await.map(Json)
 }
 
 async fn stop(State(context): State<Context>, bytes: Bytes) -> Answer<DoneReply> {

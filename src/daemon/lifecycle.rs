@@ -4,6 +4,7 @@
 //! is replayed before the mount appears; the service manager hears READY when a database may start. At the end: durable first, then unmounted,
 //! because the time for stopping may run out while a database still uses the mount.
 
+use super::callers::Callers;
 use super::holders::{describe, holders, mount_at};
 use super::patience::{self, Patience};
 use super::quantity::exact_bytes;
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::fuse;
 use crate::heat::{HeatSettings, Recorder};
 use crate::jobs::TierPlan;
+use crate::jobs::forecaster::ForecasterSettings;
 use crate::jobs::migrate::{FileRules, Mover, MoverSettings};
 use crate::namespace::Namespace;
 use crate::policy::glob::Pattern;
@@ -30,6 +32,8 @@ use std::time::Duration;
 
 /// How often a stop that waits for a busy mount tries again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Plans that an epoch has time for.
+const PLANS_PER_EPOCH: u32 = 60;
 /// How long a forced stop waits for requests under way.
 const FORCED_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -147,7 +151,7 @@ fn open_mover(
     let placement = &settings.placement;
     let recorder = Arc::new(Recorder::new(HeatSettings {
         half_life_epochs: placement.half_life_epochs,
-        memory_bytes: placement.memory_bytes,
+        memory_bytes: placement.memory_bytes / 4,
         ..HeatSettings::with_block_bytes(settings.block_bytes)
     }));
     volume.set_observer(Arc::clone(&recorder) as Arc<dyn volume::AccessObserver>);
@@ -162,7 +166,17 @@ fn open_mover(
         },
         epoch: placement.epoch,
         bytes_per_second: placement.bytes_per_second,
+        // Plans follow heat, so they are as frequent as its unit of time asks: five seconds for one of five minutes.
+        plan_every_min: (placement.epoch / PLANS_PER_EPOCH).clamp(Duration::from_millis(500), Duration::from_secs(5)),
         rules,
+        forecast: ForecasterSettings {
+            enabled: settings.forecast.enabled,
+            period: settings.forecast.period,
+            staging: settings.forecast.staging,
+            memory_bytes: placement.memory_bytes / 4 * 3,
+            write_weight: recorder.settings().write_weight,
+            epoch: placement.epoch,
+        },
         ..MoverSettings::default()
     };
     Mover::open(Arc::clone(volume), recorder, Arc::clone(&places[0].device), *id.volume.as_bytes(), mover)
@@ -218,6 +232,7 @@ pub fn engine_options(settings: &Settings) -> volume::Options {
 }
 
 fn fuse_options(settings: &Settings) -> fuse::Options {
+    let callers = Callers::new(settings.forecast.maintenance.clone());
     fuse::Options {
         name: settings.name.clone(),
         workers: settings.fuse.threads,
@@ -225,6 +240,7 @@ fn fuse_options(settings: &Settings) -> fuse::Options {
         read_ahead_kb: u32::try_from(settings.fuse.read_ahead_bytes / 1024).unwrap_or(u32::MAX),
         max_background: settings.fuse.max_background,
         everybody: settings.fuse.allow_other,
+        maintains: Arc::new(move |pid| callers.maintains(pid)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The life of a volume's process: settings, mount, threads, service notifications, shutdown.
 
+mod callers;
 pub mod holders;
 mod lifecycle;
 mod mountpoint;

@@ -137,6 +137,14 @@ impl Section {
         number.filter(|number| range.contains(number)).ok_or_else(|| self.wrong(key, &value, allowed))
     }
 
+    pub(super) fn flag(&mut self, key: &str, default: bool) -> Result<bool> {
+        match self.take(key) {
+            None => Ok(default),
+            Some(Value { kind: ValueKind::Boolean(flag), .. }) => Ok(flag),
+            Some(other) => Err(self.wrong(key, &other, "true or false is allowed")),
+        }
+    }
+
     /// A list of texts; one text with commas is accepted too, since the environment has no lists.
     pub(super) fn texts(&mut self, key: &str) -> Result<Vec<String>> {
         let allowed = "a list of texts is wanted, such as [\"*.log\"]";

@@ -4,6 +4,7 @@
 //! nearest known one, because a misspelt budget that is silently ignored fills a disk. Nothing is read from the tiers: what is on disk
 //! is checked when the volume is opened.
 
+use super::callers::MAINTENANCE;
 use super::path_rules::{read_profiles, read_rules};
 use super::quantity::parse_bytes;
 use super::reader::Section;
@@ -52,6 +53,10 @@ pub const KEYS: &[&str] = &[
     "placement.memory",
     "placement.log_share",
     "placement.profiles",
+    "forecast.enabled",
+    "forecast.period",
+    "forecast.staging",
+    "forecast.maintenance",
     "rule.path",
     "rule.pin",
     "rule.never",
@@ -65,7 +70,7 @@ pub const KEYS: &[&str] = &[
 ];
 
 /// The tables of the file.
-const TABLES: &[&str] = &["log", "tier", "fuse", "placement", "rule", "checkpoint", "coalesce", "snapshot"];
+const TABLES: &[&str] = &["log", "tier", "fuse", "placement", "forecast", "rule", "checkpoint", "coalesce", "snapshot"];
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -83,6 +88,7 @@ pub struct Settings {
     pub tiers: Vec<TierSettings>,
     pub fuse: FuseSettings,
     pub placement: PlacementSettings,
+    pub forecast: ForecastSettings,
     /// What is said about paths; none contradicts another.
     pub rules: Vec<Rule>,
     pub checkpoint_interval: Duration,
@@ -158,6 +164,18 @@ pub struct PlacementSettings {
     pub log_share: f32,
     /// Databases whose files are recognised.
     pub profiles: Vec<Profile>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForecastSettings {
+    /// Without, heat is plain decay.
+    pub enabled: bool,
+    /// Length of the cycle that the load may have; zero: none.
+    pub period: Duration,
+    /// May a share of the fastest tier stage what was just missed?
+    pub staging: bool,
+    /// Parts of command lines or control groups whose accesses are no heat.
+    pub maintenance: Vec<String>,
 }
 
 impl Settings {
@@ -241,6 +259,7 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
     let mut log = root.section("log")?;
     let mut fuse = root.section("fuse")?;
     let mut placement = root.section("placement")?;
+    let mut forecast = root.section("forecast")?;
     let mut checkpoint = root.section("checkpoint")?;
     let mut coalesce = root.section("coalesce")?;
     let mut snapshot = root.section("snapshot")?;
@@ -248,6 +267,7 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
         (&log, "log."),
         (&fuse, "fuse."),
         (&placement, "placement."),
+        (&forecast, "forecast."),
         (&checkpoint, "checkpoint."),
         (&coalesce, "coalesce."),
         (&snapshot, "snapshot."),
@@ -268,6 +288,7 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
         tiers,
         fuse: read_fuse(&mut fuse)?,
         placement,
+        forecast: read_forecast(&mut forecast)?,
         checkpoint_interval: checkpoint.span("interval", seconds(30), seconds(1)..=seconds(3600))?,
         coalesce_log_fill_start: coalesce.number("log_fill_start", 0.5, 0.05..=0.9)?.into(),
         snapshot: super::snapshots::read(&mut snapshot)?,
@@ -401,6 +422,17 @@ fn read_placement(placement: &mut Section, origin: &str) -> Result<PlacementSett
         )));
     }
     Ok(settings)
+}
+
+fn read_forecast(forecast: &mut Section) -> Result<ForecastSettings> {
+    let says_nothing = !forecast.names().any(|(name, _)| name == "maintenance");
+    let known = || MAINTENANCE.iter().map(|text| (*text).to_owned()).collect();
+    Ok(ForecastSettings {
+        maintenance: if says_nothing { known() } else { forecast.texts("maintenance")? },
+        enabled: forecast.flag("enabled", true)?,
+        period: forecast.span("period", seconds(86_400), seconds(0)..=seconds(366 * 86_400))?,
+        staging: forecast.flag("staging", true)?,
+    })
 }
 
 pub(super) fn refuse_unknown(section: &Section, prefix: &str) -> Result<()> {
@@ -592,6 +624,9 @@ mod tests {
             ("[placement]\nepoch = \"0s\"", &["placement.epoch", "from 1s"]),
             ("[placement]\nlow_watermark = 0.99", &["placement.low_watermark", "0.99", "0.98"]),
             ("[placement]\nhigh_watermark = 7", &["placement.high_watermark", "from 0.1 to 1"]),
+            ("[forecast]\nperiod = \"daily\"", &["forecast.period", "\"daily\"", "from 0s"]),
+            ("[forecast]\nenabled = 1", &["forecast.enabled", "1", "true or false"]),
+            ("[forecast]\nstagging = true", &["`forecast.stagging`", "`forecast.staging`"]),
         ];
         for (text, wanted) in cases {
             let line = refusal(&format!("{LEAST}\n{text}"), &[]);

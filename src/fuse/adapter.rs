@@ -1,5 +1,6 @@
 //! The fuser library's requests, turned into [`Operations`] and back. Nothing is decided here but what the protocol asks for.
 
+use super::Maintains;
 use super::errno::{Doing, errno};
 use super::operations::{Allocation, Operations};
 use crate::device::sys_home::{KERNEL_EPOCH, KernelTime};
@@ -45,13 +46,19 @@ const WANTED: [(InitFlags, &str); 10] = [
 pub struct Adapter<O> {
     operations: Arc<O>,
     max_background: u16,
+    maintains: Maintains,
     /// Called once when the session is over.
     ended: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl<O: Operations> Adapter<O> {
-    pub fn new(operations: Arc<O>, max_background: u16, ended: Box<dyn FnOnce() + Send + Sync>) -> Adapter<O> {
-        Adapter { operations, max_background, ended: Some(ended) }
+    pub fn new(
+        operations: Arc<O>,
+        max_background: u16,
+        maintains: Maintains,
+        ended: Box<dyn FnOnce() + Send + Sync>,
+    ) -> Adapter<O> {
+        Adapter { operations, max_background, maintains, ended: Some(ended) }
     }
 }
 
@@ -363,7 +370,7 @@ impl<O: Operations> Filesystem for Adapter<O> {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -373,7 +380,7 @@ impl<O: Operations> Filesystem for Adapter<O> {
         reply: ReplyData,
     ) {
         let Ok(size) = usize::try_from(size) else { return reply.error(Errno::EINVAL) };
-        self.operations.read(ino.0, offset, size, move |read| match read {
+        self.operations.read(ino.0, offset, size, (self.maintains)(req.pid()), move |read| match read {
             Ok(bytes) => reply.data(bytes),
             Err(fault) => reply.error(number(&fault, Doing::Reading)),
         });
@@ -382,7 +389,7 @@ impl<O: Operations> Filesystem for Adapter<O> {
     /// The handle is of no interest: pages written back from a shared mapping arrive with any of the file's.
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -394,7 +401,8 @@ impl<O: Operations> Filesystem for Adapter<O> {
     ) {
         let Ok(size) = u32::try_from(data.len()) else { return reply.error(Errno::EINVAL) };
         let drops_privileges = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        self.operations.write(ino.0, offset, data, drops_privileges, move |written| match written {
+        let maintains = (self.maintains)(req.pid());
+        self.operations.write(ino.0, offset, data, drops_privileges, maintains, move |written| match written {
             Ok(()) => reply.written(size),
             Err(fault) => reply.error(number(&fault, Doing::Changing)),
         });

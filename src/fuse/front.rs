@@ -7,6 +7,7 @@ use super::operations::{Allocation, Operations};
 use super::pool::Pool;
 use crate::device::AlignedBuf;
 use crate::error::Error;
+use crate::heat::maintaining;
 use crate::namespace::{
     Attributes, Caller, Capacity, Changes, Entry, Fault, Linked, Namespace, Outcome, RenameMode, Special, Stream,
 };
@@ -257,16 +258,26 @@ impl Operations for Front {
         self.namespace.release(inode, 1);
     }
 
-    fn read(&self, inode: u64, offset: u64, size: usize, done: impl FnOnce(Outcome<&[u8]>) + Send + 'static) {
+    fn read(
+        &self,
+        inode: u64,
+        offset: u64,
+        size: usize,
+        maintains: bool,
+        done: impl FnOnce(Outcome<&[u8]>) + Send + 'static,
+    ) {
         let may_read_here = self.reading.fetch_add(1, Ordering::Relaxed) < self.reading_max;
-        let read =
-            if may_read_here { read_now(&self.namespace, inode, offset, size, Wait::Never, done) } else { Err(done) };
+        let read = if may_read_here {
+            maintaining(maintains, || read_now(&self.namespace, inode, offset, size, Wait::Never, done))
+        } else {
+            Err(done)
+        };
         self.reading.fetch_sub(1, Ordering::Relaxed);
         let Err(done) = read else { return };
         let namespace = Arc::clone(&self.namespace);
         self.reads.submit(move || {
             // Where waiting is allowed there is always an answer.
-            let _ = read_now(&namespace, inode, offset, size, Wait::Allowed, done);
+            let _ = maintaining(maintains, || read_now(&namespace, inode, offset, size, Wait::Allowed, done));
         });
     }
 
@@ -276,18 +287,21 @@ impl Operations for Front {
         offset: u64,
         data: &[u8],
         drops_privileges: bool,
+        maintains: bool,
         done: impl FnOnce(Outcome<()>) + Send + 'static,
     ) {
         if drops_privileges && let Err(fault) = self.drop_privileges(inode) {
             return done(Err(fault));
         }
-        match write_now(&self.namespace, inode, offset, data, Wait::Never) {
+        match maintaining(maintains, || write_now(&self.namespace, inode, offset, data, Wait::Never)) {
             Err(Fault::Engine(Error::WouldWait | Error::LogFull)) => {}
             written => return done(written),
         }
         let namespace = Arc::clone(&self.namespace);
         let data = data.to_vec();
-        self.writes.submit(move || done(write_now(&namespace, inode, offset, &data, Wait::Allowed)));
+        self.writes.submit(move || {
+            done(maintaining(maintains, || write_now(&namespace, inode, offset, &data, Wait::Allowed)));
+        });
     }
 
     fn sync(&self, inode: u64, done: impl FnOnce(Outcome<()>) + Send + 'static) {

@@ -29,7 +29,10 @@ use mounted::Ended;
 use std::path::Path;
 use std::sync::Arc;
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// Does a process, by its number, only maintain what others use?
+pub type Maintains = Arc<dyn Fn(u32) -> bool + Send + Sync>;
+
+#[derive(Clone)]
 pub struct Options {
     /// The volume's name, shown as the mount's source `heatfs:NAME`.
     pub name: String,
@@ -42,6 +45,8 @@ pub struct Options {
     pub max_background: u16,
     /// Other users may use the mount; None: if it is root who mounts.
     pub everybody: Option<bool>,
+    /// Whose accesses are no heat.
+    pub maintains: Maintains,
 }
 
 impl Default for Options {
@@ -53,6 +58,7 @@ impl Default for Options {
             read_ahead_kb: 128,
             max_background: 1024,
             everybody: None,
+            maintains: Arc::new(|_| false),
         }
     }
 }
@@ -77,7 +83,12 @@ pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) ->
     let front = Arc::new(Front::new(namespace, options.slots, workers));
     let ended = Arc::new(Ended::default());
     let tell = Arc::clone(&ended);
-    let adapter = Adapter::new(Arc::clone(&front), options.max_background, Box::new(move || tell.tell()));
+    let adapter = Adapter::new(
+        Arc::clone(&front),
+        options.max_background,
+        Arc::clone(&options.maintains),
+        Box::new(move || tell.tell()),
+    );
     let mut config = fuser::Config::default();
     config.mount_options = vec![
         MountOption::FSName(format!("heatfs:{}", options.name)),

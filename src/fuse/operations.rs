@@ -59,8 +59,15 @@ pub trait Operations: Send + Sync + 'static {
         exclusive: bool,
     ) -> Outcome<(Linked, u64)>;
     fn release(&self, inode: u64);
-    /// `done` gets the bytes before the end of the file.
-    fn read(&self, inode: u64, offset: u64, size: usize, done: impl FnOnce(Outcome<&[u8]>) + Send + 'static);
+    /// `done` gets the bytes before the end of the file. `maintains`: whoever reads says nothing about what will be read next.
+    fn read(
+        &self,
+        inode: u64,
+        offset: u64,
+        size: usize,
+        maintains: bool,
+        done: impl FnOnce(Outcome<&[u8]>) + Send + 'static,
+    );
     /// `drops_privileges`: the writer may not leave set-id bits and file capabilities behind.
     fn write(
         &self,
@@ -68,6 +75,7 @@ pub trait Operations: Send + Sync + 'static {
         offset: u64,
         data: &[u8],
         drops_privileges: bool,
+        maintains: bool,
         done: impl FnOnce(Outcome<()>) + Send + 'static,
     );
     /// Must never be answered with ENOSYS: the kernel would report success for ever after.

@@ -5,20 +5,29 @@
 //! the *heat*: accesses predicted for the next epoch. Sequential streams are not counted, because a scan says nothing about what
 //! is read next and a disk serves it well; writes count by a weight, and records of log files not at all, because they die in the log.
 //!
-//! [`forecast`] predicts the next epoch from the accesses of past ones.
+//! [`forecast`] predicts the next epoch from the accesses of past ones, which it hears of through a bounded queue; [`Recorder::expecting`] makes what
+//! it says the heat of blocks, until it is asked to forget it.
 //!
 //! Memory is bounded: counts live in chunks of 256 blocks, allocated when one is touched, dropped when cold, and dropped
 //! coldest first at the limit. The state may be lost at any time; it is kept in a file only so that a restart need not learn again.
 
 mod chunk;
+mod expected;
+mod feed;
 mod file;
 pub mod forecast;
+mod maintenance;
 mod recorder;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 pub use chunk::CHUNK_BLOCKS;
+pub use expected::Expecting;
+pub use feed::Event;
 pub use file::HEAT_FILE;
+pub use maintenance::maintaining;
 pub use recorder::{Evidence, FileHeat, HeatSettings, Recorder, RecorderStatus, SlowMiss};
 pub use streams::Streams;
+pub use trace::{TakenTrace, TraceRecord, TracedOperation};

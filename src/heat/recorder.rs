@@ -1,13 +1,20 @@
 //! Counting accesses under a microsecond, from many threads, in bounded memory.
 
 use super::chunk::{CHUNK_BLOCKS, CHUNK_BLOCKS_U64, Chunk};
+use super::expected::{Expectations, Expecting};
+use super::feed::{Event, Feed};
+use super::forecast::Access;
+use super::maintenance::is_maintaining;
 use super::streams::Streams;
+use super::trace::{TakenTrace, TracedOperation, Tracer};
+use crate::error::Result;
 use crate::units::{BlockNo, FileId, TierId};
 use crate::volume::AccessObserver;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// Locks over which files and chunks are spread.
@@ -76,6 +83,8 @@ pub struct Evidence {
     /// Reads and writes since the latest plan.
     pub reads: u16,
     pub writes: u16,
+    /// Accesses in the next epoch that the forecast expects; None while plain decay places the block.
+    pub expected: Option<f32>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -89,10 +98,16 @@ pub struct RecorderStatus {
     pub counted_reads: u64,
     pub counted_writes: u64,
     pub sequential_accesses: u64,
+    /// Accesses of backups, vacuum and the like, which are no heat.
+    pub maintenance_accesses: u64,
     /// Misses on slow tiers not queued because the queue was full.
     pub misses_dropped: u64,
     /// Chunks dropped because of the memory limit.
     pub chunks_evicted: u64,
+    /// Accesses that the forecast did not hear of because its queue was full.
+    pub feed_dropped: u64,
+    /// Memory of what the forecast expects of blocks.
+    pub expected_bytes: u64,
 }
 
 pub(super) type ChunkKey = (FileId, u64);
@@ -112,9 +127,13 @@ pub struct Recorder {
     misses_from_tier: AtomicU8,
     misses_out: Sender<SlowMiss>,
     misses_in: Receiver<SlowMiss>,
+    feed: Feed,
+    tracer: Tracer,
+    expected: RwLock<Option<Arc<Expectations>>>,
     counted_reads: AtomicU64,
     counted_writes: AtomicU64,
     sequential: AtomicU64,
+    maintenance: AtomicU64,
     misses_dropped: AtomicU64,
     evicted: AtomicU64,
 }
@@ -133,9 +152,13 @@ impl Recorder {
             misses_from_tier: AtomicU8::new(u8::MAX),
             misses_out,
             misses_in,
+            feed: Feed::new(),
+            tracer: Tracer::new(),
+            expected: RwLock::default(),
             counted_reads: AtomicU64::new(0),
             counted_writes: AtomicU64::new(0),
             sequential: AtomicU64::new(0),
+            maintenance: AtomicU64::new(0),
             misses_dropped: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
         }
@@ -153,6 +176,61 @@ impl Recorder {
     /// The queue of misses.
     pub fn misses(&self) -> Receiver<SlowMiss> {
         self.misses_in.clone()
+    }
+
+    /// Begins to record a trace of at most so many records. `Busy` while another one is recorded.
+    pub fn start_trace(&self, records_max: u64) -> Result<()> {
+        self.tracer.start(records_max)
+    }
+
+    /// Takes what was recorded since the last time, at most so many records.
+    pub fn take_trace(&self, most: usize) -> TakenTrace {
+        self.tracer.take(most)
+    }
+
+    pub fn stop_trace(&self) {
+        self.tracer.stop();
+    }
+
+    /// From now on accesses are queued for [`Recorder::events`], or no longer.
+    pub fn listen(&self, listened_to: bool) {
+        self.feed.listen(listened_to);
+    }
+
+    /// Takes what was queued.
+    pub fn events(&self) -> impl Iterator<Item = Event> + '_ {
+        self.feed.take()
+    }
+
+    /// Events that are queued.
+    pub fn events_waiting(&self) -> usize {
+        self.feed.waiting()
+    }
+
+    /// Begins to tell what is expected of blocks.
+    pub fn expecting(&self) -> Expecting<'_> {
+        Expecting::new(self)
+    }
+
+    /// A chunk's past as accesses per epoch.
+    pub(super) fn own_past(&self, file: FileId, number: u64) -> Option<[f32; CHUNK_BLOCKS]> {
+        let exposure = self.exposure();
+        let shard = self.chunks.get(self.shard_of(file, number))?;
+        let past = shard.lock().get(&(file, number)).map(|chunk| chunk.past)?;
+        Some(past.map(|past| past / exposure))
+    }
+
+    pub(super) fn publish(&self, expectations: Expectations) {
+        *self.expected.write() = Some(Arc::new(expectations));
+    }
+
+    /// Heat is plain decay again.
+    pub fn expect_nothing(&self) {
+        *self.expected.write() = None;
+    }
+
+    fn expected(&self) -> Option<Arc<Expectations>> {
+        self.expected.read().clone()
     }
 
     fn exposure(&self) -> f32 {
@@ -281,7 +359,9 @@ impl Recorder {
         let sum = shard.lock().get(&(file, number)).map_or(0.0, |chunk| {
             chunk.past.get(index).copied().unwrap_or(0.0) + chunk.present(index, self.settings.write_weight)
         });
-        self.estimate(file).heat(sum)
+        let estimate = self.estimate(file);
+        let own = sum / estimate.exposure;
+        estimate.prior() + self.expected().map_or(own, |expected| expected.heat(file, block, own))
     }
 
     /// What the heat of a block comes from.
@@ -290,10 +370,11 @@ impl Recorder {
         let index = index_of(block.0);
         let shard = self.chunks.get(self.shard_of(file, number));
         let counted = shard.and_then(|shard| shard.lock().get(&(file, number)).map(|chunk| chunk.counts(index)));
-        let prior = self.estimate(file).heat(0.0);
-        let own = (self.block_heat(file, block) - prior).max(0.0);
+        let estimate = self.estimate(file);
+        let past = shard.and_then(|shard| shard.lock().get(&(file, number)).map(|chunk| chunk.past[index]));
         let (reads, writes) = counted.unwrap_or_default();
-        Evidence { own, from_file: prior, reads, writes }
+        let expected = self.expected().and_then(|expected| expected.of(file, block));
+        Evidence { own: past.unwrap_or(0.0) / estimate.exposure, from_file: estimate.prior(), reads, writes, expected }
     }
 
     /// The heat of a file's blocks as of the last roll, for a caller who walks them. `blocks`: how many the file has.
@@ -301,7 +382,7 @@ impl Recorder {
         if let Some(sum) = self.sums.lock().get_mut(&file) {
             sum.blocks = blocks;
         }
-        FileHeat { recorder: self, file, estimate: self.estimate(file) }
+        FileHeat { recorder: self, file, estimate: self.estimate(file), expected: self.expected() }
     }
 
     fn estimate(&self, file: FileId) -> Estimate {
@@ -335,8 +416,11 @@ impl Recorder {
             counted_reads: self.counted_reads.load(Ordering::Relaxed),
             counted_writes: self.counted_writes.load(Ordering::Relaxed),
             sequential_accesses: self.sequential.load(Ordering::Relaxed),
+            maintenance_accesses: self.maintenance.load(Ordering::Relaxed),
             misses_dropped: self.misses_dropped.load(Ordering::Relaxed),
             chunks_evicted: self.evicted.load(Ordering::Relaxed),
+            feed_dropped: self.feed.dropped(),
+            expected_bytes: self.expected().map_or(0, |expected| expected.memory_bytes()),
         }
     }
 
@@ -361,7 +445,14 @@ impl AccessObserver for Recorder {
         tier: Option<TierId>,
         _latency_us: u32,
     ) {
-        if self.with_file(file, |state| state.reads.note(offset, u64::from(len))) == Some(true) {
+        if is_maintaining() {
+            self.maintenance.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let is_sequential = self.with_file(file, |state| state.reads.note(offset, u64::from(len))) == Some(true);
+        let access = Access { file, offset, len: u64::from(len), is_write: false, is_sequential };
+        self.feed.put(Event::Access { access, tier });
+        if is_sequential {
             self.sequential.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -378,6 +469,11 @@ impl AccessObserver for Recorder {
     }
 
     fn on_write(&self, file: FileId, offset: u64, len: u32, is_log_file: bool) {
+        self.tracer.note(TracedOperation::Write, file, offset, u64::from(len));
+        if is_maintaining() {
+            self.maintenance.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let sequential = self.with_file(file, |state| {
             state.log_file = is_log_file;
             state.writes.note(offset, u64::from(len))
@@ -385,7 +481,10 @@ impl AccessObserver for Recorder {
         if is_log_file || len == 0 {
             return;
         }
-        if sequential == Some(true) {
+        let is_sequential = sequential == Some(true);
+        let access = Access { file, offset, len: u64::from(len), is_write: true, is_sequential };
+        self.feed.put(Event::Access { access, tier: None });
+        if is_sequential {
             self.sequential.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -397,11 +496,25 @@ impl AccessObserver for Recorder {
         });
     }
 
+    fn on_read(&self, file: FileId, offset: u64, len: u64) {
+        self.tracer.note(TracedOperation::Read, file, offset, len);
+    }
+
+    fn on_sync(&self, file: FileId) {
+        self.tracer.note(TracedOperation::Sync, file, 0, 0);
+    }
+
+    fn on_size(&self, file: FileId, size_bytes: u64) {
+        self.tracer.note(TracedOperation::Truncate, file, size_bytes, 0);
+        self.feed.put(Event::Cut { file, size_bytes });
+    }
+
     fn on_file_gone(&self, file: FileId) {
         if let Some(shard) = self.files.get(self.shard_of(file, 0)) {
             shard.lock().remove(&file);
         }
         self.gone.lock().insert(file);
+        self.feed.put(Event::Gone(file));
     }
 }
 
@@ -420,12 +533,11 @@ struct Estimate {
 impl Estimate {
     /// The prior part is the mean of a gamma posterior with [`PRIOR_ACCESSES`] around the file's mean and nothing seen. What was seen is not drawn
     /// towards the mean: one hot block in a large cold file is no accident.
-    fn heat(&self, past: f32) -> f32 {
-        let prior = match self.mean {
+    fn prior(&self) -> f32 {
+        match self.mean {
             Some(mean) if mean > 0.0 => PRIOR_ACCESSES / (self.exposure + PRIOR_ACCESSES / mean),
             _ => 0.0,
-        };
-        past / self.exposure + prior
+        }
     }
 }
 
@@ -434,47 +546,56 @@ pub struct FileHeat<'a> {
     recorder: &'a Recorder,
     file: FileId,
     estimate: Estimate,
+    expected: Option<Arc<Expectations>>,
 }
 
 impl FileHeat<'_> {
     /// Calls `each` with runs of equal heat (first block, blocks, accesses per epoch) that cover `count` blocks from `first`.
     pub fn runs(&self, first: BlockNo, count: u64, mut each: impl FnMut(BlockNo, u64, f32)) {
         let end = first.0.saturating_add(count);
+        let prior = self.estimate.prior();
         let mut run = (first.0, 0.0f32);
         let mut block = first.0;
         while block < end {
             let number = block / CHUNK_BLOCKS_U64;
             let chunk_end = end.min((number + 1) * CHUNK_BLOCKS_U64);
-            let past = self.past(number);
-            let Some(past) = past else {
-                self.close(&mut run, block, 0.0, &mut each);
+            let Some(heats) = self.heats(number) else {
+                close(&mut run, block, 0.0, prior, &mut each);
                 block = chunk_end;
                 continue;
             };
             while block < chunk_end {
-                let value = past.get(index_of(block)).copied().unwrap_or(0.0);
-                self.close(&mut run, block, value, &mut each);
+                let value = heats.get(index_of(block)).copied().unwrap_or(0.0);
+                close(&mut run, block, value, prior, &mut each);
                 block += 1;
             }
         }
         if end > run.0 {
-            each(BlockNo(run.0), end - run.0, self.estimate.heat(run.1));
+            each(BlockNo(run.0), end - run.0, run.1 + prior);
         }
     }
 
-    /// A copy, so that no lock is held while the caller works.
-    fn past(&self, number: u64) -> Option<[f32; CHUNK_BLOCKS]> {
+    /// Heats of a chunk's blocks but for what its file's mean makes likely; None: nothing is known. A copy, so that no lock is held while the caller works.
+    fn heats(&self, number: u64) -> Option<[f32; CHUNK_BLOCKS]> {
         let shard = self.recorder.chunks.get(self.recorder.shard_of(self.file, number))?;
-        shard.lock().get(&(self.file, number)).map(|chunk| chunk.past)
+        let known = shard.lock().get(&(self.file, number)).map(|chunk| chunk.past);
+        let own = known.map(|past| past.map(|past| past / self.estimate.exposure));
+        let Some(expected) = self.expected.as_ref().filter(|expected| expected.covers(self.file, number)) else {
+            return own;
+        };
+        let mut heats = own.unwrap_or([0.0; CHUNK_BLOCKS]);
+        expected.apply(self.file, number, &mut heats);
+        Some(heats)
     }
+}
 
-    fn close(&self, run: &mut (u64, f32), block: u64, value: f32, each: &mut impl FnMut(BlockNo, u64, f32)) {
-        if run.1 != value {
-            if block > run.0 {
-                each(BlockNo(run.0), block - run.0, self.estimate.heat(run.1));
-            }
-            *run = (block, value);
+/// Ends a run of blocks of equal heat where another one begins.
+fn close(run: &mut (u64, f32), block: u64, value: f32, prior: f32, each: &mut impl FnMut(BlockNo, u64, f32)) {
+    if run.1 != value {
+        if block > run.0 {
+            each(BlockNo(run.0), block - run.0, run.1 + prior);
         }
+        *run = (block, value);
     }
 }
 

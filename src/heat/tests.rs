@@ -254,3 +254,69 @@ fn golden_bytes_of_heat() {
         )
     );
 }
+
+#[test]
+fn what_is_expected_is_the_heat_until_it_is_forgotten() {
+    let recorder = recorder();
+    let (cooling, warming, unknown) = (5u64, 300u64, 5000u64);
+    for _ in 0..20 {
+        miss(&recorder, FILE, cooling);
+        miss(&recorder, FILE, unknown);
+    }
+    recorder.roll(1.0);
+    let plain = [cooling, warming, unknown].map(|block| heat(&recorder, FILE, block));
+    let mut expecting = recorder.expecting();
+    expecting.expect(FILE, BlockNo(cooling), 0.0);
+    expecting.expect(FILE, BlockNo(warming), 7.0);
+    expecting.publish();
+    assert!(heat(&recorder, FILE, cooling) < 0.2 && (heat(&recorder, FILE, warming) - 7.0).abs() < 0.2);
+    assert_eq!(heat(&recorder, FILE, unknown), plain[2], "what nothing was said of is left to its past");
+    let mut seen = std::collections::BTreeMap::new();
+    recorder.file_heat(FILE, 6000).runs(BlockNo(0), 6000, |first, count, heat| {
+        seen.extend((first.0..first.0 + count).map(|block| (block, heat)));
+    });
+    for block in [cooling, warming, unknown, 1] {
+        let difference = (seen[&block] - heat(&recorder, FILE, block)).abs();
+        assert!(difference < 0.2, "the planner sees block {block} alike: {difference}");
+    }
+    // Twenty more reads of a block that was to cool count as they would have without.
+    (0..20).for_each(|_| miss(&recorder, FILE, cooling));
+    assert!(heat(&recorder, FILE, cooling) > 15.0);
+    assert_eq!(recorder.evidence(FILE, BlockNo(warming)).expected, Some(7.0));
+    recorder.roll(1.0);
+    recorder.expect_nothing();
+    assert!(heat(&recorder, FILE, warming) < 0.2 && heat(&recorder, FILE, cooling) > 10.0);
+}
+
+#[test]
+fn the_feed_is_bounded_and_silent_without_a_listener() {
+    let recorder = recorder();
+    miss(&recorder, FILE, 1);
+    assert_eq!(recorder.events().count(), 0);
+    recorder.listen(true);
+    miss(&recorder, FILE, 2);
+    recorder.on_write(FILE, 1 << 20, 4096, false);
+    recorder.on_write(FileId(8), 0, 4096, true);
+    recorder.on_file_gone(FILE);
+    let events: Vec<super::Event> = recorder.events().collect();
+    assert_eq!(events.len(), 3, "log files are no heat: {events:?}");
+    assert!(matches!(events[0], super::Event::Access { tier: Some(TierId(2)), access } if !access.is_write));
+    assert_eq!(events[2], super::Event::Gone(FILE));
+    (0..50_000).for_each(|block| miss(&recorder, FILE, block * 3));
+    assert!(recorder.events_waiting() < 50_000 && recorder.status().feed_dropped > 0);
+}
+
+#[test]
+fn maintenance_is_no_heat() {
+    let recorder = recorder();
+    recorder.listen(true);
+    super::maintaining(true, || {
+        (0..50).for_each(|block| miss(&recorder, FILE, block * 3));
+        recorder.on_write(FILE, 1 << 30, 8192, false);
+    });
+    miss(&recorder, FILE, 7);
+    recorder.roll(1.0);
+    assert!(heat(&recorder, FILE, 3) < heat(&recorder, FILE, 7) / 2.0);
+    let status = recorder.status();
+    assert_eq!((status.maintenance_accesses, status.counted_reads, recorder.events().count()), (51, 1, 1));
+}

@@ -12,6 +12,7 @@ mod journal;
 mod pace;
 pub(super) mod pins;
 mod rules;
+mod stage;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -27,7 +28,9 @@ use crate::device::Device;
 use crate::device::clock::{Instant, monotonic_now};
 use crate::error::{Error, Result};
 use crate::heat::Recorder;
+use crate::jobs::forecaster::{Forecaster, ForecasterSettings, LOOK_EVERY};
 use crate::policy::HeatRanks;
+use crate::policy::coalescing::Watch;
 use crate::policy::placement::{
     BlockRun, Blocks, Decision, Pin, PlacementSettings, PlacementState, Plan, TierOutlook, TierState, part_of, plan,
 };
@@ -61,6 +64,8 @@ pub struct MoverSettings {
     pub journal_entries: usize,
     /// What is said about paths; whoever meets a file's name tells it.
     pub rules: Arc<FileRules>,
+    /// Its epoch is overridden by the one above.
+    pub forecast: ForecasterSettings,
 }
 
 impl Default for MoverSettings {
@@ -74,6 +79,7 @@ impl Default for MoverSettings {
             save_every: Duration::from_secs(180),
             journal_entries: 16_384,
             rules: Arc::default(),
+            forecast: ForecasterSettings::default(),
         }
     }
 }
@@ -127,6 +133,7 @@ struct Tally {
     refused: u64,
     failed: u64,
     fast_lane: u64,
+    staged: u64,
     paused_us: u64,
 }
 
@@ -134,6 +141,7 @@ struct Tally {
 pub struct Mover {
     volume: Arc<Volume>,
     recorder: Arc<Recorder>,
+    forecaster: Arc<Forecaster>,
     home: Arc<dyn Device>,
     volume_id: [u8; 16],
     settings: MoverSettings,
@@ -148,13 +156,15 @@ pub struct Mover {
     backoff: Mutex<(Backoff, Instant, bool)>,
     rolled_at: Mutex<Instant>,
     /// Dropped to stop the threads.
+    log_watch: Mutex<Watch>,
+    opened_at: Instant,
     stop: Mutex<Option<Sender<()>>>,
     stopping: Receiver<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Mover {
-    /// Loads heat (losable) and pins (not: `Corrupt` when damaged) from `home`, the fastest tier's device. `recorder` must be the one that observes
+    /// Loads heat and what the forecast has learned (both losable) and pins (not: `Corrupt` when damaged) from `home`, the fastest tier's device. `recorder` must be the one that observes
     /// `volume`, for which `volume_id` is the identity.
     pub fn open(
         volume: Arc<Volume>,
@@ -167,7 +177,14 @@ impl Mover {
         if let Err(error) = recorder.load(&*home, &volume_id) {
             tracing::warn!(%error, "heat of the last run is lost; learning anew");
         }
-        let tier_names = volume.status().tiers.into_iter().map(|tier| tier.name).collect();
+        let tier_names: Vec<String> = volume.status().tiers.into_iter().map(|tier| tier.name).collect();
+        let forecast = ForecasterSettings {
+            epoch: settings.epoch,
+            // Between one tier and itself there is nothing to choose.
+            enabled: settings.forecast.enabled && tier_names.len() > 1,
+            ..settings.forecast.clone()
+        };
+        let forecaster = Forecaster::open(Arc::clone(&recorder), Arc::clone(&home), volume_id, forecast);
         let (stop, stopping) = bounded(0);
         let now = monotonic_now();
         let outlook = Outlook {
@@ -186,6 +203,7 @@ impl Mover {
         Ok(Arc::new(Mover {
             volume,
             recorder,
+            forecaster,
             home,
             volume_id,
             tier_names,
@@ -198,6 +216,8 @@ impl Mover {
             bucket: TokenBucket::new(settings.bytes_per_second),
             backoff: Mutex::new((Backoff::default(), now, false)),
             rolled_at: Mutex::new(now),
+            log_watch: Mutex::default(),
+            opened_at: now,
             stop: Mutex::new(Some(stop)),
             stopping,
             threads: Mutex::default(),
@@ -205,14 +225,20 @@ impl Mover {
         }))
     }
 
-    /// Starts the planning thread and the fast lane. `learn_paths` runs before the first plan: it tells the rules of files met by nobody yet.
+    /// Starts the planning thread, the fast lane and the forecast. `learn_paths` runs before the first plan: it tells the rules of files met by nobody yet.
     pub fn start(self: &Arc<Self>, learn_paths: impl FnOnce() + Send + 'static) -> Result<()> {
-        let (planner, lane) = (Arc::clone(self), Arc::clone(self));
+        let (planner, lane, forecast) = (Arc::clone(self), Arc::clone(self), Arc::clone(self));
         self.spawn("heatfs-mover", move || {
             learn_paths();
             planner.plan_loop();
         })?;
-        self.spawn("heatfs-fastlane", move || lane.fast_lane())
+        self.spawn("heatfs-fastlane", move || lane.fast_lane())?;
+        self.spawn("heatfs-forecast", move || {
+            while !forecast.sleep(LOOK_EVERY) {
+                forecast.watch_log();
+                forecast.forecaster.look();
+            }
+        })
     }
 
     fn spawn(&self, name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -224,7 +250,7 @@ impl Mover {
         Ok(())
     }
 
-    /// Stops the threads, waits for them, and saves the heat. Nothing is moved any more.
+    /// Stops the threads, waits for them, and saves the heat and what the forecast has learned. Nothing is moved any more.
     pub fn stop(&self) {
         self.stop.lock().take();
         for thread in std::mem::take(&mut *self.threads.lock()) {
@@ -233,6 +259,24 @@ impl Mover {
             }
         }
         self.save_heat();
+        self.forecaster.save();
+    }
+
+    /// Has coalescing begin early enough for the rate at which the log is written.
+    fn watch_log(&self) {
+        let load = self.volume.log_load();
+        let threshold = self.log_watch.lock().threshold(self.opened_at.elapsed(), &load);
+        self.volume.set_coalesce_at_fill(threshold);
+    }
+
+    /// What counts accesses.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    /// What says which blocks will be read.
+    pub fn forecaster(&self) -> &Forecaster {
+        &self.forecaster
     }
 
     fn stopped(&self) -> bool {
@@ -255,11 +299,11 @@ impl Mover {
         let mut saved_at = monotonic_now();
         while !self.stopped() {
             let began = monotonic_now();
-            let promoted = self.tally.lock().fast_lane;
+            let promoted = self.promoted_by_misses();
             let made = self.run_plan(every);
             self.keep_history();
             // Misses that were promoted take room, which the next plan makes again.
-            let busy = made.gain_us > MUCH_TO_GAIN * made.cost_us || self.tally.lock().fast_lane > promoted;
+            let busy = made.gain_us > MUCH_TO_GAIN * made.cost_us || self.promoted_by_misses() > promoted;
             every = if busy { self.settings.plan_every_min } else { every.mul_f32(1.5) }
                 .clamp(self.settings.plan_every_min, self.settings.plan_every_max)
                 .max(Duration::from_micros(self.outlook.lock().plan_us) * PLAN_TIMES_BETWEEN);
@@ -279,6 +323,12 @@ impl Mover {
         }
     }
 
+    /// Blocks that were promoted because they were missed.
+    fn promoted_by_misses(&self) -> u64 {
+        let tally = self.tally.lock();
+        tally.fast_lane + tally.staged
+    }
+
     /// Rolls the heat, plans, and carries the plan out within about `time`. Returns the plan.
     pub fn run_plan(&self, time: Duration) -> Plan {
         let now = monotonic_now();
@@ -291,6 +341,7 @@ impl Mover {
             self.carry_out(&flips, now + time);
         }
         self.carry_out(&copies, now + time);
+        self.premigrate(&made.cooling, now + time);
         made
     }
 
@@ -346,7 +397,10 @@ impl Mover {
             outlook.number
         };
         let block_bytes = self.block_bytes();
+        self.forecaster.note_classes(self.settings.rules.take_classes());
+        self.follow_staging_share(&tiers);
         let made = self.ask_policy(number, time, &tiers);
+        self.keep_hot_staged(&made.tiers);
         let mut outlook = self.outlook.lock();
         outlook.tiers.clone_from(&made.tiers);
         outlook.ranks = made.ranks.clone();
@@ -372,6 +426,7 @@ impl Mover {
     fn ask_policy(&self, number: u32, time: Duration, tiers: &[TierState]) -> Plan {
         let settings = PlacementSettings {
             bytes_per_plan: self.settings.bytes_per_second.saturating_mul(time.as_secs().max(1)),
+            staging_blocks: self.forecaster.staging.lock().capacity() as u64,
             ..self.settings.placement.clone()
         };
         let blocks = VolumeBlocks::new(self);
@@ -406,7 +461,7 @@ impl Mover {
         let may = match self.settings.rules.by_rule(file) {
             Some(Pin::To(to)) => to == wanted,
             Some(Pin::Within(bounds)) => bounds.promoted && bounds.allows(wanted),
-            Some(Pin::None | Pin::LogFile | Pin::Catalog) | None => true,
+            Some(Pin::None | Pin::LogFile | Pin::Catalog | Pin::Staged) | None => true,
         };
         if !may {
             let rule = self.settings.rules.describe(file).unwrap_or_default();
@@ -496,23 +551,39 @@ impl Measured {
 struct VolumeBlocks<'a> {
     mover: &'a Mover,
     /// As of the start of the plan, so that both visits see the same.
-    moved: BTreeMap<(FileId, BlockNo), u32>,
+    marks: BTreeMap<(FileId, BlockNo), Mark>,
+}
+
+/// What sets a block apart from its neighbours.
+#[derive(Clone, Copy, Default)]
+struct Mark {
+    moved: Option<u32>,
+    is_staged: bool,
 }
 
 impl VolumeBlocks<'_> {
     fn new(mover: &Mover) -> VolumeBlocks<'_> {
-        VolumeBlocks { mover, moved: mover.outlook.lock().moved.clone() }
+        let mut marks: BTreeMap<(FileId, BlockNo), Mark> = BTreeMap::new();
+        for (key, plan) in &mover.outlook.lock().moved {
+            marks.entry(*key).or_default().moved = Some(*plan);
+        }
+        for key in mover.forecaster.staging.lock().staged() {
+            marks.entry(key).or_default().is_staged = true;
+        }
+        VolumeBlocks { mover, marks }
     }
 
-    /// Splits a run at blocks that were moved lately.
+    /// Splits a run at blocks that were moved lately or are staged.
     fn split(&self, run: BlockRun, each: &mut dyn FnMut(&BlockRun)) {
         let end = run.first.0 + run.count;
         let mut next = run.first.0;
-        for ((_, block), plan) in self.moved.range((run.file, run.first)..(run.file, BlockNo(end))) {
+        for ((_, block), mark) in self.marks.range((run.file, run.first)..(run.file, BlockNo(end))) {
             if block.0 > next {
                 each(&BlockRun { first: BlockNo(next), count: block.0 - next, ..run });
             }
-            each(&BlockRun { first: *block, count: 1, moved: Some(*plan), ..run });
+            let heat_places = matches!(run.pin, Pin::None | Pin::Within(_));
+            let pin = if mark.is_staged && heat_places && run.tier == TierId::FASTEST { Pin::Staged } else { run.pin };
+            each(&BlockRun { first: *block, count: 1, moved: mark.moved, pin, ..run });
             next = block.0 + 1;
         }
         if end > next {

@@ -9,6 +9,7 @@ mod attributes;
 mod backing;
 pub mod check;
 pub mod dump;
+pub mod forecaster;
 mod home;
 pub mod migrate;
 mod mirror;

@@ -5,6 +5,9 @@
 //! [`DECAY`] per epoch. Another contender is chosen only when it hits [`MARGIN`] more and leads in a longer memory as well; plain decay with no staging is the
 //! default and keeps ties. The model contends only while it answers, and is left at once when it does not.
 //!
+//! A shadow is not the real tier, whose moves have more to obey. So the real tier is held against plain decay's shadow too: a choice under which it hits
+//! less than plain decay would have is given up, and plain decay used for [`BARRED_EPOCHS`] at least.
+//!
 //! All blocks of a small volume are in the sample; it is thinned by halves as the volume grows, so memory and time are bounded.
 
 #[cfg(test)]
@@ -14,7 +17,7 @@ use super::ranked::{RankedSet, Turnover, place};
 use super::staging::{BlockHash, Staging};
 use crate::heat::forecast::{MODEL_EPOCHS_MIN, ModelState, Predictor, Scores};
 use crate::units::{BlockNo, FileId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -28,9 +31,21 @@ pub const MARGIN: f64 = 0.01;
 pub const STAGING_PERCENTS: [u8; 5] = [0, 10, 20, 40, 100];
 /// Blocks in the sample above which it is halved.
 const SAMPLE_MAX: usize = 32_768;
+/// The same in a volume, whose forecast has a budget of memory: twice as many blocks halve the sample at once, not at the end of the epoch.
+const SAMPLE_IN_VOLUME: usize = 16_384;
+/// Accesses to sampled blocks within one epoch above which the sample is halved: each is looked up in all shadows.
+const ACCESSES_MAX: f64 = 200_000.0;
+/// Epochs that a choice is given before the real tier is held against plain decay's shadow, and how much less it may hit. The real tier is replaced by a
+/// tenth per epoch, so it takes ten to become what was chosen; blamed earlier, a choice pays for the one before it.
+const GUARD_AFTER_EPOCHS: u64 = 12;
+const GUARD_MARGIN: f64 = 0.02;
+/// Epochs that a gate of a volume in use looks on before it chooses.
+const FIRST_CHOICE_EPOCHS: u64 = 4;
+/// Epochs of plain decay after a choice has failed in the real tier.
+pub const BARRED_EPOCHS: u64 = 16;
 
 /// One way of filling the fast tier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contender {
     pub predictor: Predictor,
     pub staging_percent: u8,
@@ -70,7 +85,7 @@ impl fmt::Display for Contender {
 }
 
 /// Why the present choice was made.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Reason {
     /// Plain decay, because nothing has shown to be better.
@@ -79,6 +94,8 @@ pub enum Reason {
     Better { hits: f64, than: f64 },
     /// The model in use has no answer any more.
     ModelLost { why: String },
+    /// With the choice before, the real tier hit less than plain decay would have.
+    Worse { hits: f64, than: f64 },
 }
 
 impl fmt::Display for Reason {
@@ -89,27 +106,53 @@ impl fmt::Display for Reason {
                 write!(f, "would have hit {:.1} % of accesses, the choice before {:.1} %", hits * 100.0, than * 100.0)
             }
             Reason::ModelLost { why } => f.write_str(why),
+            Reason::Worse { hits, than } => {
+                let (hits, than) = (hits * 100.0, than * 100.0);
+                write!(
+                    f,
+                    "with the choice before {hits:.1} % of accesses were hits, and {than:.1} % would have been with plain decay"
+                )
+            }
         }
     }
 }
 
 /// A contender's standing: hits as a share of accesses, decayed; None until it may be judged.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Standing {
     pub contender: Contender,
     pub hits: Option<f64>,
 }
 
 /// What the gate shows of itself.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GateStatus {
     pub choice: Contender,
     pub reason: Reason,
+    pub epochs: u64,
     pub since_epoch: u64,
     pub switches: u32,
     /// One in so many blocks is in the sample.
     pub sampled_one_in: u64,
+    /// What the real tier hit; None before anything is known of it.
+    pub real_hits: Option<f64>,
+    /// Epochs until something other than plain decay may be chosen again, after a choice has failed in the real tier.
+    pub barred_epochs: u64,
     pub standings: Vec<Standing>,
+}
+
+/// What is kept of a gate across restarts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedGate {
+    epochs: u64,
+    choice: Contender,
+    reason: Reason,
+    since_epoch: u64,
+    switches: u32,
+    barred_until: u64,
+    real: [Tally; 2],
+    /// Recent and lasting.
+    tallies: Vec<(Contender, [Tally; 2])>,
 }
 
 /// A contender's fast tier, in the small.
@@ -124,7 +167,7 @@ struct Shadow {
 }
 
 /// Hits and accesses, decayed.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Tally {
     hits: f64,
     accesses: f64,
@@ -134,6 +177,11 @@ impl Tally {
     fn add(&mut self, hits: f64, accesses: f64, decay: f64) {
         self.hits = decay * self.hits + hits;
         self.accesses = decay * self.accesses + accesses;
+    }
+
+    fn is_sound(&self) -> bool {
+        let whole = 0.0..f64::MAX;
+        whole.contains(&self.hits) && whole.contains(&self.accesses) && self.hits <= self.accesses
     }
 
     fn share(&self) -> Option<f64> {
@@ -148,6 +196,14 @@ pub struct Gate {
     numbers: HashMap<(FileId, BlockNo), u32, BlockHash>,
     sampled_one_in: u64,
     accesses: f64,
+    /// Numbered blocks are no longer all in the sample.
+    has_strangers: bool,
+    /// Free places are filled at once, as the real tier's are.
+    fills_at_once: bool,
+    /// The real tier's accesses and hits of the running epoch, and before.
+    real_epoch: Tally,
+    real: [Tally; 2],
+    barred_until: u64,
     epochs: u64,
     choice: Contender,
     reason: Reason,
@@ -174,6 +230,11 @@ impl Gate {
             numbers: HashMap::default(),
             sampled_one_in: 1,
             accesses: 0.0,
+            has_strangers: false,
+            fills_at_once: false,
+            real_epoch: Tally::default(),
+            real: [Tally::default(); 2],
+            barred_until: 0,
             epochs: 0,
             choice: Contender::PLAIN,
             reason: Reason::Default,
@@ -182,14 +243,32 @@ impl Gate {
         }
     }
 
+    /// A gate for a volume whose fastest tier is in use already: its shadows start full, and it looks on for a while before it chooses. Otherwise
+    /// whatever fills fastest would win the first epochs, and move everything.
+    pub fn of_volume(contenders: Vec<Contender>) -> Gate {
+        Gate { fills_at_once: true, ..Gate::new(contenders) }
+    }
+
     pub fn choice(&self) -> Contender {
         self.choice
     }
 
+    /// Is a block in the sample?
+    pub fn samples(&self, file: FileId, block: BlockNo) -> bool {
+        hash_of(file, block).is_multiple_of(self.sampled_one_in)
+    }
+
     /// Notes a non-sequential access to a block.
     pub fn observe(&mut self, file: FileId, block: BlockNo) {
-        if !hash_of(file, block).is_multiple_of(self.sampled_one_in) {
+        if !self.samples(file, block) {
             return;
+        }
+        if self.is_crowded(self.numbers.len()) {
+            self.halve();
+            self.thin_out();
+            if !self.samples(file, block) {
+                return;
+            }
         }
         let next = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
         let number = *self.numbers.entry((file, block)).or_insert(next);
@@ -203,10 +282,25 @@ impl Gate {
         }
     }
 
+    /// The same, and whether the real tier had the block.
+    pub fn observe_real(&mut self, file: FileId, block: BlockNo, is_hit: bool) {
+        if self.samples(file, block) {
+            self.real_epoch.accesses += 1.0;
+            self.real_epoch.hits += if is_hit { 1.0 } else { 0.0 };
+        }
+        self.observe(file, block);
+    }
+
     /// Ends the epoch: scores the contenders, chooses, and lets each prepare for the next epoch. `capacity`: blocks of the real fast tier.
     pub fn end_epoch(&mut self, scores: &Scores, capacity: usize) {
+        self.judge(&scores.model);
+        self.prepare(scores, capacity);
+    }
+
+    /// Ends the epoch and chooses; [`Gate::prepare`] follows.
+    pub fn judge(&mut self, model: &ModelState) {
         self.epochs += 1;
-        let has_model = scores.model == ModelState::Ready && self.epochs >= MODEL_EPOCHS_MIN;
+        let has_model = *model == ModelState::Ready && self.epochs >= MODEL_EPOCHS_MIN;
         for shadow in &mut self.shadows {
             let contends = has_model || shadow.contender.predictor != Predictor::Model;
             // The epoch in which the model appears was played by plain decay's scores, and so is a fair start.
@@ -218,15 +312,27 @@ impl Gate {
             }
             shadow.hits = 0.0;
         }
-        self.accesses = 0.0;
-        self.choose(has_model, scores);
+        for (tally, decay) in self.real.iter_mut().zip([DECAY, LASTING_DECAY]) {
+            tally.add(self.real_epoch.hits, self.real_epoch.accesses, decay);
+        }
+        self.real_epoch = Tally::default();
+        self.choose(has_model, model);
+    }
+
+    /// Lets each contender prepare for the next epoch. Of `scores` only the sampled blocks count.
+    pub fn prepare(&mut self, scores: &Scores, capacity: usize) {
         self.thin_out();
+        self.accesses = 0.0;
         let by_predictor = self.scores_of_sample(scores);
         let sample_capacity = capacity / usize::try_from(self.sampled_one_in).unwrap_or(usize::MAX);
         for shadow in &mut self.shadows {
             let staging = shadow.contender.staging_blocks(sample_capacity);
             let Some(scores) = by_predictor.get(shadow.contender.predictor.index()) else { continue };
-            let turnover = Turnover::of(sample_capacity);
+            let mut turnover = Turnover::of(sample_capacity);
+            if self.fills_at_once {
+                let free = (sample_capacity - staging).saturating_sub(shadow.placed.len());
+                turnover.blocks_max = turnover.blocks_max.max(free);
+            }
             let entered = shadow.placed.follow(scores, sample_capacity - staging, turnover, |_| true);
             for block in entered {
                 shadow.staging.remove(block);
@@ -235,13 +341,31 @@ impl Gate {
         }
     }
 
-    fn choose(&mut self, has_model: bool, scores: &Scores) {
+    /// The real tier hits clearly less than plain decay would have, lately and in a longer memory.
+    fn failure(&self) -> Option<Reason> {
+        let plain = self.shadows.iter().find(|shadow| shadow.contender == Contender::PLAIN)?;
+        let [recent, lasting] = self.real.map(|tally| tally.share());
+        let behind = |real: f64, plain: Option<f64>| plain.is_some_and(|plain| real < plain * (1.0 - GUARD_MARGIN));
+        let tried = self.choice != Contender::PLAIN && self.epochs >= self.since_epoch + GUARD_AFTER_EPOCHS;
+        let (hits, lasting) = (recent?, lasting?);
+        (tried && behind(hits, plain.recent.share()) && behind(lasting, plain.lasting.share()))
+            .then(|| Reason::Worse { hits, than: plain.recent.share().unwrap_or(0.0) })
+    }
+
+    fn choose(&mut self, has_model: bool, model: &ModelState) {
         if self.choice.predictor == Predictor::Model && !has_model {
-            let why = match &scores.model {
+            let why = match model {
                 ModelState::Failed(error) => error.to_string(),
                 ModelState::Learning | ModelState::Ready => "there is no model yet".to_owned(),
             };
             self.switch(Contender::PLAIN, Reason::ModelLost { why });
+        }
+        if let Some(reason) = self.failure() {
+            self.switch(Contender::PLAIN, reason);
+            self.barred_until = self.epochs + BARRED_EPOCHS;
+        }
+        if self.epochs < self.barred_until || (self.fills_at_once && self.epochs < FIRST_CHOICE_EPOCHS) {
+            return;
         }
         let (plain, _) = self.standing_of(Contender::PLAIN);
         let present = self.standing_of(self.choice).0;
@@ -276,12 +400,29 @@ impl Gate {
         (self.choice, self.reason) = (to, reason);
     }
 
+    /// Are so many sampled blocks more than there should ever be?
+    pub fn is_crowded(&self, blocks: usize) -> bool {
+        self.fills_at_once && blocks >= 2 * SAMPLE_IN_VOLUME
+    }
+
+    /// From now on half as many blocks are in the sample; those that fell out are forgotten with the next epoch's beginning.
+    pub fn halve(&mut self) {
+        self.sampled_one_in = self.sampled_one_in.saturating_mul(2);
+        self.has_strangers = true;
+    }
+
     /// Halves the sample until it fits. The shadows start anew, their scores stay.
     fn thin_out(&mut self) {
-        if self.numbers.len() <= SAMPLE_MAX {
+        let halvings = if self.accesses > ACCESSES_MAX { 1 } else { 0 };
+        let one_in = self.sampled_one_in << halvings;
+        let most = if self.fills_at_once { SAMPLE_IN_VOLUME } else { SAMPLE_MAX };
+        if self.numbers.len() <= most && one_in == self.sampled_one_in && !self.has_strangers {
             return;
         }
-        while self.numbers.len() > SAMPLE_MAX {
+        self.has_strangers = false;
+        self.sampled_one_in = one_in;
+        self.numbers.retain(|(file, block), _| hash_of(*file, *block).is_multiple_of(one_in));
+        while self.numbers.len() > most {
             self.sampled_one_in *= 2;
             let one_in = self.sampled_one_in;
             self.numbers.retain(|(file, block), _| hash_of(*file, *block).is_multiple_of(one_in));
@@ -322,15 +463,52 @@ impl Gate {
         by_predictor
     }
 
+    /// What a restart should not lose.
+    pub fn saved(&self) -> SavedGate {
+        SavedGate {
+            epochs: self.epochs,
+            choice: self.choice,
+            reason: self.reason.clone(),
+            since_epoch: self.since_epoch,
+            switches: self.switches,
+            barred_until: self.barred_until,
+            real: self.real,
+            tallies: self.shadows.iter().map(|shadow| (shadow.contender, [shadow.recent, shadow.lasting])).collect(),
+        }
+    }
+
+    /// Goes on where another gate was. A choice that does not contend here is not taken over, nor figures that are none.
+    pub fn resume(&mut self, saved: SavedGate) {
+        let sound = |tallies: &[Tally; 2]| tallies.iter().all(Tally::is_sound);
+        for (contender, tallies) in saved.tallies {
+            let shadow = self.shadows.iter_mut().find(|shadow| shadow.contender == contender);
+            if let Some(shadow) = shadow.filter(|_| sound(&tallies)) {
+                [shadow.recent, shadow.lasting] = tallies;
+            }
+        }
+        if sound(&saved.real) {
+            self.real = saved.real;
+        }
+        self.epochs = saved.epochs;
+        self.barred_until = saved.barred_until.min(saved.epochs.saturating_add(BARRED_EPOCHS));
+        if self.shadows.iter().any(|shadow| shadow.contender == saved.choice) {
+            (self.choice, self.reason) = (saved.choice, saved.reason);
+            (self.since_epoch, self.switches) = (saved.since_epoch.min(saved.epochs), saved.switches);
+        }
+    }
+
     pub fn status(&self) -> GateStatus {
         let standings =
             self.shadows.iter().map(|shadow| Standing { contender: shadow.contender, hits: shadow.recent.share() });
         GateStatus {
             choice: self.choice,
             reason: self.reason.clone(),
+            epochs: self.epochs,
             since_epoch: self.since_epoch,
             switches: self.switches,
             sampled_one_in: self.sampled_one_in,
+            real_hits: self.real[0].share(),
+            barred_epochs: self.barred_until.saturating_sub(self.epochs),
             standings: standings.collect(),
         }
     }

@@ -51,6 +51,10 @@ pub struct PlacementSettings {
     pub log_share: f32,
     /// The same for catalogs that a profile recognises.
     pub catalog_share: f32,
+    /// Share of a full tier's blocks, the coldest, that get a copy on the slowest tier ahead of sinking there; the tier is then relieved without copying.
+    pub premigrated_share: f32,
+    /// Blocks of the fastest tier that are for staged misses, whether there are any or not.
+    pub staging_blocks: u64,
 }
 
 impl Default for PlacementSettings {
@@ -65,6 +69,8 @@ impl Default for PlacementSettings {
             fill_heat_min: 1.0 / 1024.0,
             log_share: 0.02,
             catalog_share: 0.05,
+            premigrated_share: 0.02,
+            staging_blocks: 0,
         }
     }
 }
@@ -132,6 +138,10 @@ pub enum Reason {
     Hotter { heat: f32, than: f32, cut: f32 },
     /// Something hotter needed its place.
     Displaced { heat: f32, by: f32 },
+    /// It was just missed, and the staging share of the fastest tier keeps it for a while.
+    Staged,
+    /// It was staged, and not asked for often enough to stay.
+    Unstaged,
     /// The tier was above its high watermark.
     Watermark { heat: f32, used_share: f32 },
 }
@@ -143,6 +153,8 @@ impl fmt::Display for Reason {
             Reason::Catalog => write!(f, "catalogs belong on the fastest tier"),
             Reason::Forbidden => write!(f, "a rule forbids the tier that it was on"),
             Reason::LogFile => write!(f, "log files belong on the fastest tier"),
+            Reason::Staged => write!(f, "it was just missed, and is kept for a while in case it is asked for again"),
+            Reason::Unstaged => write!(f, "it was staged after a miss, and not asked for again often enough to stay"),
             Reason::Room { heat } => write!(f, "there was room, and {heat:.3} accesses are expected per epoch"),
             Reason::Hotter { heat, than, cut } => {
                 write!(
@@ -224,6 +236,8 @@ pub struct Plan {
     pub gain_us: f64,
     /// Bytes that the decisions copy.
     pub bytes: u64,
+    /// Blocks that will sink soon and have no copy below, coldest first, as far as bytes are left.
+    pub cooling: Vec<(FileId, BlockNo)>,
 }
 
 /// The moves that save most, within the settings' limits. See the module's head.
@@ -384,6 +398,11 @@ impl<'a> Picker<'a> {
         self.tiers.get(tier).map_or(0, |tier| part_of(tier.budget_bytes, share) / self.block_bytes)
     }
 
+    /// Blocks mapped on a tier, and those that it has to hold free for misses.
+    fn held(&self, tier: usize) -> u64 {
+        self.mapped[tier] + if tier == 0 { self.survey.staging_left } else { 0 }
+    }
+
     /// Blocks that `tier` may take up to its low watermark, now, besides what is reserved.
     fn room(&self, tier: usize) -> u64 {
         let taken = self.mapped[tier] + self.survey.tiers[tier].reserved_blocks;
@@ -409,7 +428,7 @@ impl<'a> Picker<'a> {
         let mut hot: Vec<Best<true>> = (0..tiers).map(|_| Best::new(budget)).collect();
         let mut cold: Vec<Best<false>> = (0..tiers)
             .map(|tier| {
-                let excess = self.mapped[tier].saturating_sub(self.watermark(tier, self.settings.low_watermark));
+                let excess = self.held(tier).saturating_sub(self.watermark(tier, self.settings.low_watermark));
                 Best::new(budget.saturating_add(usize::try_from(excess).unwrap_or(0).min(budget)))
             })
             .collect();
@@ -450,6 +469,7 @@ impl<'a> Picker<'a> {
                         cold[tier].offer(run, rested);
                     }
                 }
+                Pin::Staged => {}
                 Pin::LogFile | Pin::Catalog if run.tier != TierId::FASTEST => {
                     pinned.offer(run, rested);
                     if run.pin == Pin::Catalog && rested && run.heat >= settings.fill_heat_min {
@@ -494,7 +514,7 @@ impl<'a> Picker<'a> {
         let mut left = self.survey.reserves.map(|reserve| reserve.left());
         for block in std::mem::take(&mut self.misplaced) {
             let (to, reason) = match block.pin {
-                Pin::None => continue,
+                Pin::None | Pin::Staged => continue,
                 Pin::To(to) => (to, Reason::Pinned),
                 Pin::LogFile => (TierId::FASTEST, Reason::LogFile),
                 Pin::Catalog => (TierId::FASTEST, Reason::Catalog),
@@ -524,9 +544,9 @@ impl<'a> Picker<'a> {
     fn relieve(&mut self) {
         for tier in (0..self.tiers.len().saturating_sub(1)).rev() {
             let budget = self.watermark(tier, 1.0);
-            let must = self.mapped[tier] > self.watermark(tier, self.settings.high_watermark);
-            let used_share = share(self.mapped[tier], budget);
-            let need = self.mapped[tier].saturating_sub(self.watermark(tier, self.settings.low_watermark));
+            let must = self.held(tier) > self.watermark(tier, self.settings.high_watermark);
+            let used_share = share(self.held(tier), budget);
+            let need = self.held(tier).saturating_sub(self.watermark(tier, self.settings.low_watermark));
             let need = usize::try_from(need).unwrap_or(usize::MAX);
             let considered = self.cold[tier].len().min(need.saturating_mul(2));
             let mut coldest: Vec<Candidate> = self.cold[tier].drain(..considered).collect();
@@ -682,7 +702,28 @@ impl<'a> Picker<'a> {
         }
     }
 
+    /// What full tiers will give up next, unless it lies on the slowest tier already. That tier keeps its slack: a copy is worth less than room.
+    fn cooling(&self) -> Vec<(FileId, BlockNo)> {
+        let Some(last) = self.tiers.len().checked_sub(1) else { return Vec::new() };
+        let slack = self.watermark(last, 1.0) - self.watermark(last, self.settings.low_watermark);
+        let mut left = (self.bytes_left / self.block_bytes).min(self.free[last].saturating_sub(2 * slack));
+        let mut cooling = Vec::new();
+        for tier in (0..last).filter(|tier| self.room(*tier) == 0) {
+            let next = part_of(self.watermark(tier, 1.0), self.settings.premigrated_share);
+            let coldest = self.cold.get(tier).into_iter().flatten().filter(|block| self.may_sink(block));
+            for block in coldest.take(usize::try_from(next).unwrap_or(0)).filter(|block| block.copy.is_none()) {
+                if left == 0 {
+                    return cooling;
+                }
+                left -= 1;
+                cooling.push((block.file, block.block));
+            }
+        }
+        cooling
+    }
+
     fn finish(mut self) -> Plan {
+        self.plan.cooling = self.cooling();
         let outlook = (0..self.tiers.len()).map(|tier| {
             let mut outlook = self.survey.tiers[tier];
             let blocks = outlook.blocks;

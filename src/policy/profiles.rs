@@ -4,6 +4,7 @@
 //! Temporary files die young: to demote one is to copy what is about to be deleted. Catalogs are small, and everything waits for them
 //! after a restart, when heat says nothing about them yet.
 
+use crate::heat::forecast::FileClass;
 use crate::volume::log_paths;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -47,6 +48,19 @@ impl fmt::Display for Kind {
             Kind::Temporary => "a temporary file: never demoted",
             Kind::Catalog => "a catalog or map: kept on the fastest tier",
         })
+    }
+}
+
+/// What the file at `path` holds, as far as its name tells any of the databases: which of their users' files are tables and which indexes it does not.
+pub fn class_of(path: &str) -> FileClass {
+    if path.ends_with("_fsm") || path.ends_with("_vm") {
+        return FileClass::Map;
+    }
+    match Profile::ALL.iter().find_map(|profile| profile.kind_of(path)) {
+        Some(Kind::Log) => FileClass::Log,
+        Some(Kind::Temporary) => FileClass::Temporary,
+        Some(Kind::Catalog) => FileClass::Catalog,
+        None => FileClass::Other,
     }
 }
 

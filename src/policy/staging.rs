@@ -59,6 +59,8 @@ pub struct Staging<K> {
     in_small: usize,
     in_main: usize,
     tickets: u32,
+    /// Blocks that had to leave, for whoever has to move them; None: nobody asks.
+    left: Option<Vec<K>>,
 }
 
 impl<K: Copy + Eq + Hash> Staging<K> {
@@ -73,7 +75,23 @@ impl<K: Copy + Eq + Hash> Staging<K> {
             in_small: 0,
             in_main: 0,
             tickets: 0,
+            left: None,
         }
+    }
+
+    /// One that remembers what it made leave, for [`Staging::take_left`].
+    pub fn telling(capacity: usize) -> Staging<K> {
+        Staging { left: Some(Vec::new()), ..Staging::new(capacity) }
+    }
+
+    /// Blocks that had to leave since the last call. They may have come back meanwhile.
+    pub fn take_left(&mut self) -> Vec<K> {
+        self.left.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// All blocks that are staged, in no order.
+    pub fn staged(&self) -> impl Iterator<Item = K> + '_ {
+        self.entries.iter().filter(|(_, entry)| entry.place != Place::Ghost).map(|(key, _)| *key)
     }
 
     pub fn capacity(&self) -> usize {
@@ -178,6 +196,7 @@ impl<K: Copy + Eq + Hash> Staging<K> {
             }
             self.enter(key, Place::Ghost);
             self.trim_ghosts();
+            self.left.iter_mut().for_each(|left| left.push(key));
             return;
         }
         if self.in_main > 0 {
@@ -195,6 +214,7 @@ impl<K: Copy + Eq + Hash> Staging<K> {
             }
             self.entries.remove(&key);
             self.in_main -= 1;
+            self.left.iter_mut().for_each(|left| left.push(key));
             return;
         }
     }
@@ -232,6 +252,17 @@ mod tests {
         }
         let left = (0..50).filter(|key| staging.contains(*key)).count();
         assert_eq!((left, staging.len()), (50, 100));
+    }
+
+    #[test]
+    fn what_leaves_is_told_once() {
+        let mut staging = Staging::telling(10);
+        assert!((0..25).all(|key| staging.admit(key)));
+        let left = staging.take_left();
+        assert_eq!(left.len(), 15);
+        assert!(left.iter().all(|key| !staging.contains(*key)) && staging.take_left().is_empty());
+        staging.set_capacity(0);
+        assert_eq!((staging.take_left().len(), staging.staged().count()), (10, 0));
     }
 
     #[test]

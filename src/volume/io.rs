@@ -233,6 +233,9 @@ impl Volume {
         drop(reading);
         count(&self.counters.reads, 1);
         count(&self.counters.read_bytes, len as u64);
+        if let Some(observer) = self.observer.read().as_ref() {
+            observer.on_read(file.id(), offset, len as u64);
+        }
         Ok(len)
     }
 
@@ -366,6 +369,9 @@ impl Volume {
     pub fn sync(&self, file: &Arc<File>, done: Done) {
         count(&self.counters.syncs, 1);
         file.note_sync();
+        if let Some(observer) = self.observer.read().as_ref() {
+            observer.on_sync(file.id());
+        }
         if self.closed.load(Ordering::Acquire) {
             return done(self.check_writable());
         }

@@ -59,7 +59,7 @@ pub use open::{Recovery, Run};
 pub use readers::{Readers, Reading};
 pub use resize::Seek;
 pub use state::Meta;
-pub use status::{Counters, LogStatus, MarkStatus, TierStatus, VolumeStatus};
+pub use status::{Counters, LogLoad, LogStatus, MarkStatus, TierStatus, VolumeStatus};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -140,6 +140,11 @@ pub trait AccessObserver: Send + Sync {
     );
     fn on_write(&self, file: FileId, offset: u64, len: u32, is_log_file: bool);
     fn on_file_gone(&self, file: FileId);
+    /// A user read, wherever the bytes came from.
+    fn on_read(&self, _file: FileId, _offset: u64, _len: u64) {}
+    fn on_sync(&self, _file: FileId) {}
+    /// A user set the size.
+    fn on_size(&self, _file: FileId, _size_bytes: u64) {}
 }
 
 /// Extents applied to a block's base since the last durable checkpoint, and where the block was before.
@@ -182,6 +187,8 @@ pub struct Volume {
     claims: claims::Claims,
     /// Segments below this one hold nothing any more for slow tiers, except what could not be coalesced then.
     slow_drained: AtomicU64,
+    /// Fill of the log at which coalescing begins, as bits.
+    coalesce_at_fill_bits: AtomicU64,
     /// A miss on the slowest tier of several keeps its blocks' images; with this, also those of its 64 KiB neighbourhood.
     reads_around: AtomicBool,
     gate: RwLock<()>,

@@ -171,6 +171,7 @@ impl Volume {
         let claims = super::claims::Claims::new(options.block_bytes);
         let marks = marks::Marks::default();
         marks.count_under(meta.marked.epoch, meta.marked.floor);
+        let coalesce_at_fill = options.coalesce_at_fill;
         Volume {
             marks,
             staging,
@@ -193,6 +194,7 @@ impl Volume {
             touched: (0..slots).map(|_| Mutex::default()).collect(),
             claims,
             slow_drained: AtomicU64::new(0),
+            coalesce_at_fill_bits: AtomicU64::new(coalesce_at_fill.to_bits()),
             reads_around: AtomicBool::new(false),
             gate: RwLock::new(()),
             appends: RwLock::new(()),

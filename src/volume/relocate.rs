@@ -136,6 +136,69 @@ impl Volume {
         Ok(1)
     }
 
+    /// Gives up to `count` adjacent blocks, those that lie on the same tier as the first and have no records waiting, a valid copy on the slowest tier, so
+    /// that taking them down later copies nothing. Returns how many got one; 0 when refused.
+    pub fn copy_down(&self, file: &Arc<File>, first: BlockNo, count: u64) -> Result<u64> {
+        self.check_writable()?;
+        let to = TierId(u8::try_from(self.tiers.len().saturating_sub(1)).unwrap_or(u8::MAX));
+        let most = (RUN_BYTES_MAX / self.block_bytes()).max(1).min(count.max(1));
+        let _reading = self.readers.enter();
+        let Home::Tier(source) = file.read().map.get(first).home else { return Ok(0) };
+        if source == to || self.in_backoff(to) {
+            return Ok(0);
+        }
+        let mut claims = Vec::new();
+        for block in (first.0..first.0 + most).map(BlockNo) {
+            let Some(claim) = self.claim(file.id(), block) else { break };
+            let start = self.block_start(block);
+            let fits = {
+                let inner = file.read();
+                let is_clean = inner.overlay.range(start, start + self.block_bytes()).next().is_none();
+                is_clean && !inner.removed && inner.map.get(block) == Place::on(source)
+            };
+            if !fits || self.is_vacated(file.id(), block, to) {
+                break;
+            }
+            claims.push(claim);
+        }
+        let blocks = claims.len() as u64;
+        if blocks == 0 || !self.has_room_to_move(to, blocks) {
+            return Ok(0);
+        }
+        let start = self.block_start(first);
+        let mut image = AlignedBuf::zeroed(usize::try_from(blocks * self.block_bytes()).unwrap_or(0));
+        self.read_base(file.id(), source, start, &mut image)?;
+        let wrote = self.about_to_write(to);
+        let written = self.write_image(file.id(), to, start, &image, self.used_of(file, start, image.len() as u64));
+        self.note_tier_writes(to, written)?;
+        let _flip = self.gate.read();
+        let mut inner = file.write();
+        if inner.removed || self.was_lost(wrote) {
+            return Ok(0);
+        }
+        for block in (first.0..first.0 + blocks).map(BlockNo) {
+            let prior = inner.map.get(block);
+            self.set_place(file.id(), &mut inner, block, Place { copy: Some(to), ..prior });
+            self.window.lock().push(Applied { file: file.id(), block, prior, pieces: Vec::new(), wrote: Some(to) });
+        }
+        drop(inner);
+        self.list_dirty(file);
+        status::count(&self.counters.premigrated_blocks, blocks);
+        Ok(blocks)
+    }
+
+    /// Takes a block down to its valid copy on a slower tier, without copying. Ok(false): there is none, or somebody is at the block.
+    pub fn flip_down(&self, file: &Arc<File>, block: BlockNo) -> Result<bool> {
+        self.check_writable()?;
+        let _reading = self.readers.enter();
+        let place = file.read().map.get(block);
+        let Home::Tier(from) = place.home else { return Ok(false) };
+        match place.copy.filter(|copy| *copy > from && !self.in_backoff(*copy)) {
+            Some(copy) => Ok(self.flip_to_copy(file, block, copy)? == 1),
+            None => Ok(false),
+        }
+    }
+
     /// Gives up clean copies on a tier until `blocks` places will be free after the next checkpoint. Returns how many were given up.
     pub fn drop_copies(&self, tier: TierId, blocks: u64) -> Result<u64> {
         let mut dropped = 0;

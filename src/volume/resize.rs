@@ -41,7 +41,11 @@ impl Volume {
             }
             self.resize(inner, size_bytes);
             inner.touch(clock::wall_now());
-        })
+        })?;
+        if let Some(observer) = self.observer.read().as_ref() {
+            observer.on_size(file.id(), size_bytes);
+        }
+        Ok(())
     }
 
     /// fallocate(PUNCH_HOLE | KEEP_SIZE).

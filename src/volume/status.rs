@@ -52,6 +52,18 @@ pub struct MarkStatus {
     pub stall_us_p99: u64,
 }
 
+/// The log at one moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogLoad {
+    /// Share of the log in use.
+    pub fill: f64,
+    pub size_bytes: u64,
+    /// All bytes written to it so far.
+    pub written_bytes: u64,
+    /// The fill from which coalescing is to begin at the latest, by the options.
+    pub coalesce_at_fill: f64,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TierStatus {
     pub name: String,
@@ -111,6 +123,8 @@ pub struct Counters {
     pub promoted_blocks: u64,
     pub demoted_blocks: u64,
     pub demoted_by_flip_blocks: u64,
+    /// Blocks that got a copy on the slowest tier ahead of sinking there.
+    pub premigrated_blocks: u64,
     /// Blocks promoted from what a reader had just read, without another read of the slow tier.
     pub moved_from_memory_blocks: u64,
     pub checkpoints: u64,
@@ -129,6 +143,7 @@ pub(super) struct Live {
     pub promoted_blocks: AtomicU64,
     pub demoted_blocks: AtomicU64,
     pub demoted_by_flip_blocks: AtomicU64,
+    pub premigrated_blocks: AtomicU64,
     pub moved_from_memory_blocks: AtomicU64,
     pub checkpoints: AtomicU64,
     pub checkpoint_us: AtomicU64,
@@ -162,6 +177,7 @@ impl Live {
             promoted_blocks: AtomicU64::new(0),
             demoted_blocks: AtomicU64::new(0),
             demoted_by_flip_blocks: AtomicU64::new(0),
+            premigrated_blocks: AtomicU64::new(0),
             moved_from_memory_blocks: AtomicU64::new(0),
             checkpoints: AtomicU64::new(0),
             checkpoint_us: AtomicU64::new(0),
@@ -184,6 +200,7 @@ impl Live {
             promoted_blocks: get(&self.promoted_blocks),
             demoted_blocks: get(&self.demoted_blocks),
             demoted_by_flip_blocks: get(&self.demoted_by_flip_blocks),
+            premigrated_blocks: get(&self.premigrated_blocks),
             moved_from_memory_blocks: get(&self.moved_from_memory_blocks),
             checkpoints: get(&self.checkpoints),
             checkpoint_us: get(&self.checkpoint_us),

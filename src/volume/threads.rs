@@ -1,6 +1,6 @@
 //! The engine's own threads: the log's committer, and maintenance, which keeps log room free and checkpoints.
 
-use super::Volume;
+use super::{LogLoad, Volume};
 use crate::device::clock;
 use crate::error::{Error, Result};
 use crate::units::{BlockNo, FileId, TierId};
@@ -150,7 +150,7 @@ impl Volume {
             Ok(()) => self.restore_health("budgets"),
             Err(error) => self.degrade("budgets", error.to_string()),
         }
-        while self.log_fill() >= self.options.coalesce_at_fill && !self.maintenance.is_stopping() {
+        while self.log_fill() >= self.coalesce_at_fill() && !self.maintenance.is_stopping() {
             let (tail, in_use) = self.log.segments_in_use();
             let pressing = self.log_fill() >= f64::midpoint(self.options.coalesce_at_fill, 1.0)
                 || in_use + 2 >= u64::from(self.geometry().segments);
@@ -166,6 +166,25 @@ impl Volume {
             self.checkpoint()?;
         }
         Ok(())
+    }
+
+    /// From now on coalescing begins at this fill of the log, instead of that of the options.
+    pub fn set_coalesce_at_fill(&self, fill: f64) {
+        self.coalesce_at_fill_bits.store(fill.clamp(0.0, 1.0).to_bits(), Ordering::Relaxed);
+    }
+
+    pub fn coalesce_at_fill(&self) -> f64 {
+        f64::from_bits(self.coalesce_at_fill_bits.load(Ordering::Relaxed))
+    }
+
+    /// How much of the log is in use, and how much was written to it: cheap, for who looks often.
+    pub fn log_load(&self) -> LogLoad {
+        LogLoad {
+            fill: self.log_fill(),
+            size_bytes: self.geometry().segment_bytes * u64::from(self.geometry().segments),
+            written_bytes: self.log.counters.written_bytes.load(Ordering::Relaxed),
+            coalesce_at_fill: self.options.coalesce_at_fill,
+        }
     }
 
     /// Segments in use over segments in all.

@@ -4,5 +4,6 @@
 
 mod bench;
 mod snapshots;
+mod traces;
 mod usage;
 mod volume;

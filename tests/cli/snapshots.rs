@@ -135,7 +135,10 @@ fn snapshots_are_kept_compared_copied_and_pruned() {
     ids.push(bench.json(&["snapshot", "create"])["id"].as_str().unwrap().to_owned());
 
     let diff = bench.json(&["snapshot", "diff", &ids[3]]);
-    assert!(diff.as_array().unwrap().iter().any(|change| change["path"] == "new" && change["kind"] == "added"), "{diff}");
+    assert!(
+        diff.as_array().unwrap().iter().any(|change| change["path"] == "new" && change["kind"] == "added"),
+        "{diff}"
+    );
     let diff = bench.json(&["snapshot", "diff", &ids[0], &ids[1]]);
     let table = diff.as_array().unwrap().iter().find(|change| change["path"] == "base/1/table").unwrap();
     // 500,000 bytes from 1,000,000 on touch 62 pages of 8 KiB.
@@ -167,7 +170,8 @@ fn snapshots_are_kept_compared_copied_and_pruned() {
     assert_eq!(tree(&bench.path("r5")), last);
 
     assert_eq!(bench.json(&["repo", "check"])["damage"], serde_json::json!([]));
-    let pack = fs::read_dir(bench.path("other/packs")).unwrap().flat_map(|dir| fs::read_dir(dir.unwrap().path()).unwrap());
+    let pack =
+        fs::read_dir(bench.path("other/packs")).unwrap().flat_map(|dir| fs::read_dir(dir.unwrap().path()).unwrap());
     let pack = pack.map(|pack| pack.unwrap().path()).max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
     let file = fs::File::options().read(true).write(true).open(&pack).unwrap();
     let mut byte = [0];

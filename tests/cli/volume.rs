@@ -3,6 +3,7 @@
 use super::bench::{Bench, complaint, pattern, read, wait_until};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 fn is_tier(value: &serde_json::Value) -> bool {
     ["nvme", "sata", "hdd"].iter().any(|name| value == name)
@@ -132,6 +133,11 @@ fn asks_about_decisions(bench: &Bench, table: &str) {
     assert!(line.contains("/nowhere/x.html"), "{line}");
     assert!(bench.ok(&["status"]).contains("at risk"));
     assert!(bench.json(&["status"])["only_on_fastest_bytes"].is_u64());
+    let forecast = bench.json(&["status"])["mover"]["forecast"].clone();
+    assert_eq!((&forecast["choice"], &forecast["off"]), (&"decay8".into(), &serde_json::Value::Null), "{forecast}");
+    assert!(bench.ok(&["status"]).contains("heat by     decay8: nothing has shown to be better than plain decay"));
+    assert!(told.contains("heat by     decay8: ") && page.contains("Whose heat is believed"));
+    assert!(bench.ok(&["heat"]).contains("heat by decay8: "));
 }
 
 #[test]
@@ -155,6 +161,66 @@ fn rules_of_the_settings_hold() {
     fs::rename(bench.data().join("pg_filenode.map"), bench.data().join("global/pg_filenode.map")).unwrap();
     let told = bench.ok(&["explain", "global/pg_filenode.map"]);
     assert!(told.contains("postgresql profile: a catalog or map"), "{told}");
+}
+
+/// What the forecast has learned is losable: a stop keeps it, damage costs one line, and the volume serves in any case.
+#[test]
+fn the_forecast_is_kept_and_its_loss_is_one_line() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    let quick = [("HEATFS__PLACEMENT__EPOCH", "1s"), ("HEATFS__FORECAST__PERIOD", "10s")];
+    let forecast = |bench: &Bench| bench.json(&["status"])["mover"]["forecast"].clone();
+    let epochs = |bench: &Bench| forecast(bench)["epochs"].as_u64().unwrap();
+    bench.start_with(&quick);
+    assert!(wait_until(60, || epochs(&bench) >= 2), "{}", forecast(&bench));
+    bench.ok(&["stop"]);
+    assert_eq!(bench.ended(60), Some(0));
+    bench.start_with(&quick);
+    assert!(
+        wait_until(60, || forecast(&bench)["memory"] == "goes on where the last run ended"),
+        "{}",
+        forecast(&bench)
+    );
+    assert!(epochs(&bench) >= 2);
+    bench.ok(&["stop"]);
+    assert_eq!(bench.ended(60), Some(0));
+    let saved = bench.path("nvme/forecast.bin");
+    let mut bytes = fs::read(&saved).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&saved, bytes).unwrap();
+    bench.start_with(&quick);
+    let learns_anew = || forecast(&bench)["memory"].as_str().unwrap().starts_with("learning anew: ");
+    assert!(wait_until(60, learns_anew), "{}", forecast(&bench));
+    assert_eq!(bench.log().matches("what the forecast had learned is lost").count(), 1, "{}", bench.log());
+    assert_eq!(read(&bench.data().join("base/1/table")), pattern(3_000_001));
+    assert!(bench.is_mounted());
+}
+
+/// A backup program's writes are no heat; it is known by its command line.
+#[test]
+fn maintenance_is_told_by_its_command() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    bench.start_with(&[("HEATFS__FORECAST__MAINTENANCE", "nightly-backup")]);
+    let recorder = || bench.json(&["status"])["mover"]["recorder"].clone();
+    let table = bench.data().join("base/1/table");
+    let write = |name: &str, block: u64| {
+        let status = Command::new("bash")
+            .args([
+                "-c",
+                "exec -a \"$0\" dd of=\"$1\" bs=1 count=1 seek=\"$2\" conv=notrunc if=/dev/zero status=none",
+                name,
+            ])
+            .arg(&table)
+            .arg((block * 65_536).to_string())
+            .status();
+        assert!(status.unwrap().success());
+    };
+    write("nightly-backup", 3);
+    assert_eq!((&recorder()["maintenance_accesses"], &recorder()["counted_writes"]), (&1.into(), &0.into()));
+    write("worker", 9);
+    assert_eq!((&recorder()["maintenance_accesses"], &recorder()["counted_writes"]), (&1.into(), &1.into()));
 }
 
 #[test]
@@ -190,6 +256,9 @@ fn the_control_socket_refuses_in_one_line() {
     assert!(
         metrics.contains("heatfs_tier_used_bytes{tier=\"nvme\"}") && metrics.contains("heatfs_healthy 1.0"),
         "{metrics}"
+    );
+    assert!(
+        metrics.contains("heatfs_gate_chosen{way=\"decay8\"} 1.0") && metrics.contains("heatfs_forecast_running 1.0")
     );
     assert!(bench.log().contains("POST /v1/pin by uid 0"), "{}", bench.log());
 }

@@ -42,6 +42,7 @@ pub enum Op {
     Coalesce,
     Checkpoint,
     Move { file: usize, block: u64, count: u64, to: u8 },
+    CopyDown { file: usize, block: u64, count: u64 },
     Reopen { clean: bool },
 }
 
@@ -82,7 +83,8 @@ impl Random {
             18 | 19 => Op::Coalesce,
             20 => Op::Checkpoint,
             24 | 25 => Op::Read { file, offset, len },
-            21..=23 => Op::Move { file, block: self.below(13), count: 1 + self.below(3), to: self.below(3) as u8 },
+            22 => Op::CopyDown { file, block: self.below(13), count: 1 + self.below(3) },
+            21 | 23 => Op::Move { file, block: self.below(13), count: 1 + self.below(3), to: self.below(3) as u8 },
             _ => Op::Reopen { clean: self.below(2) == 0 },
         }
     }
@@ -175,6 +177,9 @@ impl Harness {
             Op::Checkpoint => self.volume().checkpoint(),
             Op::Move { file: n, block, count, to } => {
                 self.volume().move_run(&file(n)?, BlockNo(block), count, TierId(to)).map(|_| ())
+            }
+            Op::CopyDown { file: n, block, count } => {
+                self.volume().copy_down(&file(n)?, BlockNo(block), count).map(|_| ())
             }
             Op::Reopen { clean } => {
                 if clean {

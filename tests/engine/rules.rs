@@ -185,6 +185,34 @@ fn a_copy_is_used_while_it_is_valid_and_never_after() {
     assert_eq!(read(&after_cut(&harness, Survival::None), 0, 0, BLOCK), expected);
 }
 
+/// A copy made ahead of sinking is as good as one that a promotion left, and what was written since makes it void.
+#[test]
+fn a_copy_made_ahead_spares_one_later() {
+    let harness = opened(8);
+    write(&harness, 0, 0, 9, 4 * BLOCK);
+    settle(&harness);
+    write(&harness, 0, 3 * BLOCK, 5, 10);
+    let volume = harness.volume();
+    assert_eq!(volume.copy_down(&file(&harness, 0), BlockNo(0), 4).expect("copies"), 3, "a block with records waits");
+    assert_eq!(volume.copy_down(&file(&harness, 0), BlockNo(0), 4).expect("refuses"), 0, "they have copies");
+    assert_eq!(place(&harness, 0, 2), (Some(NVME), Some(HDD)));
+    let written = harness.world.device("hdd").traffic().writes;
+    volume.checkpoint().expect("checkpoints");
+    assert!(volume.flip_down(&file(&harness, 0), BlockNo(0)).expect("flips"));
+    assert!(!volume.flip_down(&file(&harness, 0), BlockNo(3)).expect("refuses"), "no copy, no flip");
+    assert_eq!(harness.world.device("hdd").traffic().writes, written, "nothing was copied again");
+    write(&harness, 0, BLOCK, 6, 10);
+    volume.coalesce_all(&mut |_, _| {}).expect("coalesces");
+    assert_eq!(place(&harness, 0, 1), (Some(NVME), None), "the copy is out of date");
+    assert!(!volume.flip_down(&file(&harness, 0), BlockNo(1)).expect("refuses"));
+    let mut expected = vec![9; 4 * BLOCK as usize];
+    expected[3 * BLOCK as usize..3 * BLOCK as usize + 10].fill(5);
+    expected[BLOCK as usize..BLOCK as usize + 10].fill(6);
+    assert_eq!(read(&harness, 0, 0, 4 * BLOCK), expected);
+    settle(&harness);
+    assert_eq!(read(&after_cut(&harness, Survival::None), 0, 0, 4 * BLOCK), expected);
+}
+
 /// R6: copies that were dropped are gone after a checkpoint, and their blocks are untouched.
 #[test]
 fn dropped_copies_free_their_space() {

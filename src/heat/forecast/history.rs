@@ -1,4 +1,8 @@
-//! The blocks' records, by file and by shard of 64 neighbouring blocks: memory is taken and given back by the shard.
+//! The blocks' records, by file and by shard of 64 neighbouring blocks: 4 MiB of 64 KiB blocks.
+//!
+//! A shard is fine, with a record for each block, as long as memory allows. When it does not, the coldest fine shards are merged into one record
+//! each, a fiftieth of the memory; a merged shard splits again when it is hotter than the typical fine one by [`SPLIT_MARGIN`], and a shard that has just been split
+//! or merged stays so for [`REST_EPOCHS`]. Merged shards beyond their own limit are forgotten, coldest first.
 
 use super::record::{BlockRecord, Coarse, DECAYS, SEASON_BINS, Season};
 use crate::units::{BlockNo, FileId};
@@ -7,6 +11,13 @@ use std::collections::BTreeMap;
 /// Blocks per shard: 4 MiB of 64 KiB blocks.
 pub(super) const SHARD_BLOCKS: usize = 64;
 const SHARD_BLOCKS_U64: u64 = 64;
+const SHARD_BLOCKS_U16: u16 = 64;
+/// How much hotter than the middle of the fine shards a merged one must be to split when memory is short.
+const SPLIT_MARGIN: f32 = 1.25;
+/// Epochs that a shard stays as it is after it was split or merged.
+const REST_EPOCHS: u8 = 8;
+/// Merged shards for each fine one that memory is for: with a tenth of a volume fine, all the rest fits, and some.
+pub(super) const MERGED_PER_FINE: usize = 10;
 /// Blocks that one access may touch: whatever is larger is cut. No kernel sends a request of 64 MiB, but a trace may claim one.
 const ACCESS_BLOCKS_MAX: u64 = 1024;
 
@@ -25,6 +36,19 @@ pub enum FileClass {
 }
 
 impl FileClass {
+    /// As traces name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FileClass::Heap => "heap",
+            FileClass::Index => "index",
+            FileClass::Catalog => "catalog",
+            FileClass::Map => "map",
+            FileClass::Log => "wal",
+            FileClass::Temporary => "temp",
+            FileClass::Other => "other",
+        }
+    }
+
     /// The class of a name used in traces; what is not known is other.
     pub fn named(name: &str) -> FileClass {
         match name {
@@ -64,11 +88,41 @@ impl Access {
 pub(super) struct Shard {
     pub(super) records: [BlockRecord; SHARD_BLOCKS],
     pub(super) seasons: Option<Box<[Season; SHARD_BLOCKS]>>,
+    /// Epochs for which it is not merged.
+    rests: u8,
+}
+
+/// A shard of which only the whole is known: its record is that of all its blocks together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Merged {
+    pub(super) record: BlockRecord,
+    /// Epochs for which it is not split.
+    rests: u8,
+}
+
+impl Merged {
+    pub(super) fn of(record: BlockRecord) -> Merged {
+        Merged { record, rests: 0 }
+    }
 }
 
 impl Shard {
-    fn new() -> Box<Shard> {
-        Box::new(Shard { records: [BlockRecord::default(); SHARD_BLOCKS], seasons: None })
+    pub(super) fn new() -> Box<Shard> {
+        Box::new(Shard { records: [BlockRecord::default(); SHARD_BLOCKS], seasons: None, rests: 0 })
+    }
+
+    /// Each block gets its part of what is known of all.
+    fn split(merged: &Merged) -> Box<Shard> {
+        let mut shard = Shard::new();
+        shard.records = [merged.record.part(SHARD_BLOCKS_U16); SHARD_BLOCKS];
+        shard.rests = REST_EPOCHS;
+        shard
+    }
+
+    fn merge(&self) -> Merged {
+        let mut record = BlockRecord::default();
+        self.records.iter().for_each(|one| record.absorb(one));
+        Merged { record, rests: REST_EPOCHS }
     }
 
     /// What was seen of each block in a part of the cycle is drawn towards this epoch's count, by `weight`.
@@ -98,22 +152,35 @@ pub(super) struct FileHistory {
     /// The last block that was ever touched.
     pub(super) tail: u64,
     pub(super) shards: BTreeMap<u64, Box<Shard>>,
+    pub(super) merged: BTreeMap<u64, Merged>,
 }
 
 /// All files with records, in the order of their ids.
 #[derive(Default)]
 pub(super) struct History {
     pub(super) files: BTreeMap<FileId, FileHistory>,
+    /// No further shard begins as a fine one until memory was looked at again.
+    pub(super) is_full: bool,
 }
 
 impl History {
-    pub(super) fn count(&mut self, access: &Access, block_bytes: u32) {
+    pub(super) fn count(&mut self, access: &Access, block_bytes: u32, times: u16) {
         let history = self.files.entry(access.file).or_default();
         for BlockNo(block) in access.blocks(block_bytes) {
             history.tail = history.tail.max(block);
-            let shard = history.shards.entry(block / SHARD_BLOCKS_U64).or_insert_with(Shard::new);
+            let number = block / SHARD_BLOCKS_U64;
+            if let Some(merged) = history.merged.get_mut(&number) {
+                merged.record.count(access.is_write, access.is_sequential, times);
+                continue;
+            }
+            if self.is_full && !history.shards.contains_key(&number) {
+                let merged = history.merged.entry(number).or_insert(Merged::of(BlockRecord::default()));
+                merged.record.count(access.is_write, access.is_sequential, times);
+                continue;
+            }
+            let shard = history.shards.entry(number).or_insert_with(Shard::new);
             if let Some(record) = shard.records.get_mut(place_in_shard(block)) {
-                record.count(access.is_write, access.is_sequential);
+                record.count(access.is_write, access.is_sequential, times);
             }
         }
     }
@@ -123,6 +190,7 @@ impl History {
         let Some(history) = self.files.get_mut(&file) else { return };
         let first_gone = blocks.div_ceil(SHARD_BLOCKS_U64);
         history.shards.split_off(&first_gone);
+        history.merged.split_off(&first_gone);
         if let Some(shard) = history.shards.get_mut(&(blocks / SHARD_BLOCKS_U64)) {
             for record in shard.records.iter_mut().skip(place_in_shard(blocks)) {
                 *record = BlockRecord::default();
@@ -140,6 +208,9 @@ impl History {
         for shard in self.files.values_mut().flat_map(|history| history.shards.values_mut()) {
             shard.records.iter_mut().for_each(|record| record.end_epoch(factors));
         }
+        for merged in self.files.values_mut().flat_map(|history| history.merged.values_mut()) {
+            merged.record.end_epoch(factors);
+        }
     }
 
     pub(super) fn note_season(&mut self, bin: usize, weight: f32) {
@@ -148,32 +219,104 @@ impl History {
         }
     }
 
-    /// Clears the counters, and drops shards that are as good as never touched, and beyond `shards_max` the coldest.
-    pub(super) fn begin_epoch(&mut self, shards_max: usize) {
-        let mut sums = Vec::new();
+    /// Clears the counters, forgets shards that are as good as never touched, and merges and splits so that at most `fine_max` are fine.
+    pub(super) fn begin_epoch(&mut self, fine_max: usize) {
         for history in self.files.values_mut() {
             for shard in history.shards.values_mut() {
                 shard.records.iter_mut().for_each(BlockRecord::begin_epoch);
+                shard.rests = shard.rests.saturating_sub(1);
+            }
+            for merged in history.merged.values_mut() {
+                merged.record.begin_epoch();
+                merged.rests = merged.rests.saturating_sub(1);
             }
             history.shards.retain(|_, shard| !shard.is_cold());
-            sums.extend(history.shards.values().map(|shard| sum_of(shard)));
+            history.merged.retain(|_, merged| !merged.record.is_cold());
         }
-        if sums.len() > shards_max {
-            let mut excess = sums.len() - shards_max;
-            let (_, cut, _) = sums.select_nth_unstable_by(excess - 1, f32::total_cmp);
-            let cut = *cut;
-            for history in self.files.values_mut() {
-                history.shards.retain(|_, shard| {
-                    let goes = excess > 0 && sum_of(shard) <= cut;
-                    excess -= usize::from(goes);
-                    !goes
-                });
+        self.split_hot(fine_max);
+        self.merge_cold(fine_max);
+        self.is_full = self.shards() >= fine_max;
+        self.forget_cold(fine_max.saturating_mul(MERGED_PER_FINE));
+    }
+
+    /// The hottest merged shards become fine: all while there is room, else those that are clearly hotter than the middle of the fine ones.
+    fn split_hot(&mut self, fine_max: usize) {
+        let mut fine: Vec<f32> =
+            self.files.values().flat_map(|file| file.shards.values()).map(|shard| sum_of(shard)).collect();
+        let room = fine_max.saturating_sub(fine.len());
+        let middle = fine.len() / 2;
+        let cut = match fine.is_empty() {
+            true => 0.0,
+            false => SPLIT_MARGIN * *fine.select_nth_unstable_by(middle, f32::total_cmp).1,
+        };
+        let mut hot: Vec<(f32, FileId, u64)> = Vec::new();
+        for (id, history) in &self.files {
+            let rested = history.merged.iter().filter(|(_, merged)| merged.rests == 0);
+            hot.extend(rested.map(|(number, merged)| (merged.record.decayed(DECAYS - 1), *id, *number)));
+        }
+        hot.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+        for (at, (heat, id, number)) in hot.into_iter().enumerate().take(fine_max) {
+            if at >= room && heat <= cut {
+                break;
+            }
+            let Some(history) = self.files.get_mut(&id) else { continue };
+            if let Some(merged) = history.merged.remove(&number) {
+                history.shards.insert(number, Shard::split(&merged));
             }
         }
     }
 
+    /// Fine shards beyond the limit are merged: those that have rested first, each coldest first.
+    fn merge_cold(&mut self, fine_max: usize) {
+        let excess = self.shards().saturating_sub(fine_max);
+        if excess == 0 {
+            return;
+        }
+        let mut all: Vec<(bool, f32, FileId, u64)> = Vec::new();
+        for (id, history) in &self.files {
+            all.extend(history.shards.iter().map(|(number, shard)| (shard.rests > 0, sum_of(shard), *id, *number)));
+        }
+        let order = |a: &(bool, f32, FileId, u64), b: &(bool, f32, FileId, u64)| {
+            a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then((a.2, a.3).cmp(&(b.2, b.3)))
+        };
+        all.sort_unstable_by(order);
+        for (_, _, id, number) in all.into_iter().take(excess) {
+            let Some(history) = self.files.get_mut(&id) else { continue };
+            if let Some(shard) = history.shards.remove(&number) {
+                history.merged.insert(number, shard.merge());
+            }
+        }
+    }
+
+    /// Merged shards beyond `most` are forgotten, coldest first.
+    fn forget_cold(&mut self, most: usize) {
+        let mut sums: Vec<f32> = self.merged().map(|merged| merged.record.decayed(DECAYS - 1)).collect();
+        if sums.len() <= most {
+            return;
+        }
+        let mut excess = sums.len() - most;
+        let (_, cut, _) = sums.select_nth_unstable_by(excess - 1, f32::total_cmp);
+        let cut = *cut;
+        for history in self.files.values_mut() {
+            history.merged.retain(|_, merged| {
+                let goes = excess > 0 && merged.record.decayed(DECAYS - 1) <= cut;
+                excess -= usize::from(goes);
+                !goes
+            });
+        }
+    }
+
+    fn merged(&self) -> impl Iterator<Item = &Merged> {
+        self.files.values().flat_map(|history| history.merged.values())
+    }
+
+    /// Fine shards.
     pub(super) fn shards(&self) -> usize {
         self.files.values().map(|history| history.shards.len()).sum()
+    }
+
+    pub(super) fn merged_shards(&self) -> usize {
+        self.files.values().map(|history| history.merged.len()).sum()
     }
 }
 

@@ -13,14 +13,14 @@ pub(super) const NEVER: u16 = u16::MAX;
 
 /// A non-negative number in 16 bits: 5 bits of exponent, 11 of mantissa, from 2^-16 to 2^16 with a relative error under 2^-11. Smaller is zero.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub(super) struct Half(u16);
+pub(in crate::heat) struct Half(u16);
 
 /// The single-precision exponent of 2^-16: code 0, which stands for zero.
 const HALF_BASE: u32 = (127 - 16) << 11;
 
 impl Half {
     #[allow(clippy::cast_possible_truncation)]
-    pub(super) fn new(value: f32) -> Half {
+    pub(in crate::heat) fn new(value: f32) -> Half {
         if value.is_nan() || value < 1.0 / 65_536.0 {
             return Half(0);
         }
@@ -28,7 +28,7 @@ impl Half {
         Half(rounded.saturating_sub(HALF_BASE).min(0xffff) as u16)
     }
 
-    pub(super) fn get(self) -> f32 {
+    pub(in crate::heat) fn get(self) -> f32 {
         if self.0 == 0 { 0.0 } else { f32::from_bits((u32::from(self.0) + HALF_BASE) << 12) }
     }
 }
@@ -42,6 +42,14 @@ const COARSE_PER_DOUBLING: f32 = 14.0;
 const COARSE_UNIT: f32 = 4.0;
 
 impl Coarse {
+    pub(super) fn code(self) -> u8 {
+        self.0
+    }
+
+    pub(super) fn of_code(code: u8) -> Coarse {
+        Coarse(code)
+    }
+
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub(super) fn new(value: f32) -> Coarse {
         // A cast from float saturates, and takes NaN for zero.
@@ -52,6 +60,9 @@ impl Coarse {
         ((f32::from(self.0) * (std::f32::consts::LN_2 / COARSE_PER_DOUBLING)).exp_m1()) / COARSE_UNIT
     }
 }
+
+/// Bytes of a saved record: all but the counters of the running epoch.
+pub(super) const RECORD_BYTES: usize = 2 * DECAYS + 2 + 4;
 
 /// See the module's head. The counters are of the running epoch; all else is of epochs that ended.
 #[derive(Clone, Copy, Debug)]
@@ -98,13 +109,38 @@ pub(super) fn decay_factors() -> [f32; DECAYS] {
 }
 
 impl BlockRecord {
-    pub(super) fn count(&mut self, is_write: bool, is_sequential: bool) {
+    pub(super) fn count(&mut self, is_write: bool, is_sequential: bool, times: u16) {
         if is_sequential {
-            self.sequential = self.sequential.saturating_add(1);
+            self.sequential = self.sequential.saturating_add(times);
             return;
         }
-        self.accesses = self.accesses.saturating_add(1);
-        self.writes = self.writes.saturating_add(u16::from(is_write));
+        self.accesses = self.accesses.saturating_add(times);
+        self.writes = self.writes.saturating_add(if is_write { times } else { 0 });
+    }
+
+    pub(super) fn to_bytes(self) -> [u8; RECORD_BYTES] {
+        let mut bytes = [0; RECORD_BYTES];
+        let (sums, rest) = bytes.split_at_mut(2 * DECAYS);
+        for (bytes, sum) in sums.chunks_exact_mut(2).zip(self.decayed) {
+            bytes.copy_from_slice(&sum.0.to_le_bytes());
+        }
+        let [low, high] = self.age.to_le_bytes();
+        rest.copy_from_slice(&[low, high, self.gap.0, self.burst.0, self.write_share, self.sequential_share]);
+        bytes
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8; RECORD_BYTES]) -> BlockRecord {
+        let (sums, rest) = bytes.split_at(2 * DECAYS);
+        let mut record = BlockRecord::default();
+        for (sum, bytes) in record.decayed.iter_mut().zip(sums.chunks_exact(2)) {
+            *sum = Half(u16::from_le_bytes([bytes[0], bytes[1]]));
+        }
+        if let [low, high, gap, burst, write_share, sequential_share] = *rest {
+            record.age = u16::from_le_bytes([low, high]);
+            (record.gap, record.burst) = (Coarse(gap), Coarse(burst));
+            (record.write_share, record.sequential_share) = (write_share, sequential_share);
+        }
+        record
     }
 
     /// Ends the epoch; its counters stay readable until [`BlockRecord::begin_epoch`].
@@ -129,6 +165,27 @@ impl BlockRecord {
         }
         self.age = 0;
         self.burst = Coarse::new(count.max(0.95 * self.burst.get()));
+    }
+
+    /// One of `parts` blocks that this record is of all together.
+    pub(super) fn part(&self, parts: u16) -> BlockRecord {
+        let share = |value: f32| value / f32::from(parts.max(1));
+        let decayed = self.decayed.map(|sum| Half::new(share(sum.get())));
+        BlockRecord { decayed, burst: Coarse::new(share(self.burst.get())), ..*self }
+    }
+
+    /// Takes in another block's record: from now on this is of both.
+    pub(super) fn absorb(&mut self, other: &BlockRecord) {
+        let (mine, theirs) = (self.decayed(DECAYS - 1), other.decayed(DECAYS - 1));
+        for (sum, more) in self.decayed.iter_mut().zip(other.decayed) {
+            *sum = Half::new(sum.get() + more.get());
+        }
+        self.burst = Coarse::new(self.burst.get() + other.burst.get());
+        if theirs > mine {
+            (self.write_share, self.sequential_share, self.gap) =
+                (other.write_share, other.sequential_share, other.gap);
+        }
+        self.age = self.age.min(other.age);
     }
 
     pub(super) fn begin_epoch(&mut self) {
@@ -213,7 +270,7 @@ mod tests {
     fn each_decay_halves_in_its_own_time() {
         let factors = decay_factors();
         let mut record = BlockRecord::default();
-        (0..1000).for_each(|_| record.count(false, false));
+        (0..1000).for_each(|_| record.count(false, false, 1));
         record.end_epoch(&factors);
         let before: Vec<f32> = (0..DECAYS).map(|decay| record.decayed(decay)).collect();
         record.begin_epoch();
@@ -231,7 +288,7 @@ mod tests {
     fn scans_are_counted_apart() {
         let factors = decay_factors();
         let mut record = BlockRecord::default();
-        (0..4).for_each(|_| record.count(false, true));
+        (0..4).for_each(|_| record.count(false, true, 1));
         record.end_epoch(&factors);
         assert_eq!((record.age(), record.decayed(0)), (NEVER, 0.0));
         assert!(record.sequential_share() > 0.2);

@@ -11,8 +11,8 @@ const CYCLES_PER_WEEK: u64 = 7;
 /// How often each part of the cycle was seen, so that the first time counts in full.
 #[derive(Default)]
 pub(super) struct Seasons {
-    seen: [u32; SEASON_BINS],
-    period_ms: u64,
+    pub(super) seen: [u32; SEASON_BINS],
+    pub(super) period_ms: u64,
 }
 
 impl Seasons {

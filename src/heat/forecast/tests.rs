@@ -40,6 +40,25 @@ fn a_cycle_is_predicted_before_its_hour() {
     assert!(mean(64, Predictor::PLAIN) < mean(0, Predictor::PLAIN));
 }
 
+/// The model needs a change or two of the hour to believe in the cycle; the cycle's own prediction has all it needs after the first day.
+#[test]
+fn the_second_day_is_known_from_the_first() {
+    let mut forecast = Forecast::new(ForecastSettings::default());
+    let mut scores = None;
+    for epoch in 0..32 + 8 {
+        scores = Some(day(&mut forecast, epoch));
+    }
+    let scores = scores.unwrap();
+    let mean =
+        |first: u64, predictor| (first..first + 64).map(|block| score(&scores, block, predictor)).sum::<f32>() / 64.0;
+    assert!(mean(64, Predictor::Cycle) > 2.0 * mean(0, Predictor::Cycle));
+    // Without a known cycle it is plain decay.
+    let mut forecast = Forecast::new(ForecastSettings::default());
+    forecast.observe(&read(1, 7));
+    let scores = forecast.end_epoch(clock(0, 0));
+    assert_eq!(score(&scores, 7, Predictor::Cycle), score(&scores, 7, Predictor::PLAIN));
+}
+
 #[test]
 fn the_same_accesses_give_the_same_scores() {
     let run = || {
@@ -74,15 +93,47 @@ fn truncated_blocks_are_forgotten() {
 }
 
 #[test]
-fn memory_is_bounded_and_the_hottest_stays() {
+fn memory_is_bounded_and_the_hottest_stay_fine() {
     let mut forecast = Forecast::new(ForecastSettings { shards_max: 10, ..ForecastSettings::default() });
     for epoch in 0..5 {
-        (0..100).for_each(|shard| forecast.observe(&read(shard % 7, shard * 64)));
+        (0..200).for_each(|shard| forecast.observe(&read(shard % 7, shard * 64)));
         (0..9).for_each(|_| forecast.observe(&read(3, 31 * 64)));
         let scores = forecast.end_epoch(clock(epoch, 0));
-        assert_eq!(forecast.shards(), 10);
+        assert_eq!((forecast.shards(), forecast.merged_shards()), (10, 100), "and beyond that they are forgotten");
         assert!(score(&scores, 31 * 64, Predictor::PLAIN) > 1.0);
     }
+}
+
+#[test]
+fn shards_merge_when_memory_is_short_and_split_when_they_are_hot() {
+    let mut forecast = Forecast::new(ForecastSettings { shards_max: 10, ..ForecastSettings::default() });
+    let fine = |scores: &Scores, shard: u64| scores.blocks.iter().any(|scored| scored.block.0 / 64 == shard);
+    let mut epoch = 0;
+    let mut run = |forecast: &mut Forecast, hot: std::ops::Range<u64>| {
+        (0..40).for_each(|shard| forecast.observe(&read(1, shard * 64 + epoch % 3)));
+        hot.for_each(|shard| (0..20).for_each(|at| forecast.observe(&read(1, shard * 64 + at))));
+        epoch += 1;
+        forecast.end_epoch(clock(epoch, 0))
+    };
+    (0..12).for_each(|_| drop(run(&mut forecast, 0..8)));
+    let scores = run(&mut forecast, 0..8);
+    assert!((0..8).all(|shard| fine(&scores, shard)));
+    assert_eq!((forecast.shards(), forecast.merged_shards()), (10, 30));
+    // Others become hot: they split, the ones before merge, and their blocks are told apart again.
+    let mut changes = 0;
+    let mut last: Vec<bool> = Vec::new();
+    for _ in 0..60 {
+        let scores = run(&mut forecast, 20..28);
+        let now: Vec<bool> = (0..40).map(|shard| fine(&scores, shard)).collect();
+        changes += last.iter().zip(&now).filter(|(before, now)| before != now).count();
+        last = now;
+        assert!(forecast.shards() <= 10);
+    }
+    assert!((20..28).all(|shard| last[shard]), "{last:?}");
+    assert!(changes <= 40, "with rest after each change there is no flutter: {changes}");
+    let scores = run(&mut forecast, 20..28);
+    let of = |block: u64| score(&scores, block, Predictor::PLAIN);
+    assert!(of(20 * 64 + 5) > 3.0 * of(20 * 64 + 40));
 }
 
 #[test]

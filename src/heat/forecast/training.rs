@@ -5,7 +5,7 @@ use super::forest::Row;
 use super::history::History;
 use super::{BlockScores, PLAIN_DECAY, PREDICTORS, features::count_f32};
 use crate::units::{BlockNo, FileId};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 /// Epochs that are remembered.
 const EPOCHS: usize = 24;
@@ -18,8 +18,35 @@ const JUMP: f32 = 2.0;
 /// Plain decay from which a block counts as active, relative to the mean.
 const ACTIVE_SCORE: f32 = 0.05;
 
+/// Has a block heat?
+pub(super) fn is_active(scored: &BlockScores) -> bool {
+    scored.scores[PLAIN_DECAY] >= ACTIVE_SCORE
+}
+
+/// The blocks of an epoch that are to be learned from, found while all are scored.
+pub(super) struct Sample {
+    /// Place of the next block that is offered.
+    at: u32,
+    /// Rank in the draw by place.
+    wanted: HashMap<u32, usize>,
+    /// By rank in the draw.
+    waiting: Vec<Option<Waiting>>,
+}
+
+impl Sample {
+    /// The next block that was scored. `is_predicted`: the model's score is its own.
+    pub(super) fn offer(&mut self, scored: &BlockScores, features: &Features, is_predicted: bool) {
+        let rank = self.wanted.get(&self.at).copied();
+        self.at = self.at.saturating_add(1);
+        if let Some(waiting) = rank.and_then(|rank| self.waiting.get_mut(rank)) {
+            let predicted = is_predicted.then(|| scored.scores[PREDICTORS - 1].ln_1p());
+            *waiting = Some(Waiting { file: scored.file, block: scored.block, features: *features, predicted });
+        }
+    }
+}
+
 /// A sampled block that waits for its outcome.
-struct Waiting {
+pub(super) struct Waiting {
     file: FileId,
     block: BlockNo,
     features: Features,
@@ -27,12 +54,12 @@ struct Waiting {
 }
 
 pub(super) struct Training {
-    state: u64,
-    epochs: VecDeque<Vec<Row>>,
-    waiting: Vec<Waiting>,
-    mean_rate: f32,
+    pub(super) state: u64,
+    pub(super) epochs: VecDeque<Vec<Row>>,
+    pub(super) waiting: Vec<Waiting>,
+    pub(super) mean_rate: f32,
     /// Mean error of the model, decayed; None: not known yet.
-    error: Option<f32>,
+    pub(super) error: Option<f32>,
 }
 
 impl Training {
@@ -69,27 +96,29 @@ impl Training {
         error > JUMP * usual
     }
 
-    /// Draws the epoch's sample. `predicted`: the model's scores are its own.
-    pub(super) fn sample(&mut self, blocks: &[BlockScores], values: &[Features], predicted: bool, mean_rate: f32) {
-        self.mean_rate = mean_rate;
-        let is_active = |at: &usize| blocks.get(*at).is_some_and(|block| block.scores[PLAIN_DECAY] >= ACTIVE_SCORE);
-        let (mut active, mut others): (Vec<usize>, Vec<usize>) = (0..blocks.len()).partition(is_active);
+    /// Draws the epoch's sample, from the places of blocks with heat and of the others in the order in which they will be scored.
+    pub(super) fn draw_sample(&mut self, mut active: Vec<u32>, mut others: Vec<u32>) -> Sample {
         let wanted = ROWS / EPOCHS;
         let from_active = self.draw(&mut active, wanted * ACTIVE_PERCENT / 100);
         let from_others = self.draw(&mut others, wanted - wanted * ACTIVE_PERCENT / 100);
-        for at in active.into_iter().take(from_active).chain(others.into_iter().take(from_others)) {
-            let (Some(block), Some(features)) = (blocks.get(at), values.get(at)) else { continue };
-            self.waiting.push(Waiting {
-                file: block.file,
-                block: block.block,
-                features: *features,
-                predicted: predicted.then(|| block.scores[PREDICTORS - 1].ln_1p()),
-            });
-        }
+        let drawn = active.into_iter().take(from_active).chain(others.into_iter().take(from_others));
+        let wanted: HashMap<u32, usize> = drawn.enumerate().map(|(rank, place)| (place, rank)).collect();
+        Sample { at: 0, waiting: wanted.iter().map(|_| None).collect(), wanted }
+    }
+
+    /// The sampled blocks' outcomes come with the next epoch.
+    pub(super) fn wait_for(&mut self, sample: Sample, mean_rate: f32) {
+        self.mean_rate = mean_rate;
+        self.waiting = sample.waiting.into_iter().flatten().collect();
+    }
+
+    /// Epochs whose outcomes are known.
+    pub(super) fn epochs(&self) -> usize {
+        self.epochs.len()
     }
 
     /// Shuffles `count` of the places to the front; returns how many there were.
-    fn draw(&mut self, places: &mut [usize], count: usize) -> usize {
+    fn draw(&mut self, places: &mut [u32], count: usize) -> usize {
         let count = count.min(places.len());
         for at in 0..count {
             let left = u64::try_from(places.len() - at).unwrap_or(1);

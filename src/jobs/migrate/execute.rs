@@ -79,8 +79,32 @@ impl Mover {
         }
     }
 
+    /// Copies what will sink soon ahead of that, in what time the plan has left.
+    pub(super) fn premigrate(&self, cooling: &[(FileId, BlockNo)], deadline: Instant) {
+        let most = usize::try_from(RUN_BYTES / self.block_bytes().max(1)).unwrap_or(1).max(1);
+        let mut left: Vec<(FileId, BlockNo)> = cooling.to_vec();
+        left.sort_unstable();
+        let mut left = left.as_slice();
+        while let Some((file, first)) = left.first().copied() {
+            if monotonic_now() >= deadline || self.stopped() {
+                return;
+            }
+            let alike = |(at, one): &(u64, &(FileId, BlockNo))| one.0 == file && one.1.0 == first.0 + at;
+            let run = (0u64..).zip(left).take(most).take_while(alike).count();
+            if self.wait_for_turn(run as u64 * self.block_bytes()) {
+                return;
+            }
+            let copied = self.volume.file(file).and_then(|open| self.volume.copy_down(&open, first, run as u64));
+            if let Err(error) = &copied {
+                tracing::debug!(%error, %file, block = %first, "a copy ahead of sinking was not made");
+            }
+            // What was refused in the middle of a run is not tried again in this plan.
+            left = left.get(run..).unwrap_or_default();
+        }
+    }
+
     /// Keeps to the byte budget and gives way to commits; true when stopped meanwhile.
-    fn wait_for_turn(&self, bytes: u64) -> bool {
+    pub(super) fn wait_for_turn(&self, bytes: u64) -> bool {
         let wait = self.bucket.take(bytes);
         if !wait.is_zero() && self.sleep(wait) {
             return true;
@@ -109,7 +133,12 @@ impl Mover {
     }
 
     /// Moves up to `count` blocks from the one that `first` names on; how many it moved.
-    fn move_adjacent(&self, open: &mut Option<Arc<File>>, first: &Decision, count: usize) -> (usize, Outcome) {
+    pub(super) fn move_adjacent(
+        &self,
+        open: &mut Option<Arc<File>>,
+        first: &Decision,
+        count: usize,
+    ) -> (usize, Outcome) {
         let file = match open.take().filter(|file| file.id() == first.file) {
             Some(file) => file,
             None => match self.volume.file(first.file) {
@@ -136,7 +165,7 @@ impl Mover {
         }
     }
 
-    fn record(&self, decision: &Decision, outcome: Outcome) {
+    pub(super) fn record(&self, decision: &Decision, outcome: Outcome) {
         {
             let mut tally = self.tally.lock();
             let Tally { moved, moved_bytes, refused, failed, .. } = &mut *tally;
@@ -169,7 +198,14 @@ impl Mover {
             let mut batch = BTreeSet::from([place(first)]);
             batch.extend(misses.try_iter().take(LANE_BATCH).map(place));
             for (from, file, block) in batch {
-                let Some((to, reason)) = self.lane_target(from, file, block) else { continue };
+                let target = self.lane_target(from, file, block);
+                if target.is_none_or(|(to, _)| to != TierId::FASTEST) && self.stages(from, file, block) {
+                    match self.stage(&mut open, from, file, block) {
+                        true => return,
+                        false => continue,
+                    }
+                }
+                let Some((to, reason)) = target else { continue };
                 // Where there is room, what was read around it comes along.
                 let (first, count) = match reason {
                     Reason::Room { .. } => self.with_neighbours(file, block),
@@ -220,7 +256,7 @@ impl Mover {
         let may = match self.pin_of(file) {
             Pin::To(_) => false,
             Pin::Within(bounds) => bounds.promoted && bounds.allows(to),
-            Pin::None | Pin::LogFile | Pin::Catalog => true,
+            Pin::None | Pin::LogFile | Pin::Catalog | Pin::Staged => true,
         };
         may.then_some((to, reason))
     }

@@ -1,9 +1,11 @@
 //! Rules and files: each file is judged by its path when its name is met, because the mover knows files by their ids only.
 
+use crate::heat::forecast::FileClass;
 use crate::policy::placement::Pin;
+use crate::policy::profiles::class_of;
 use crate::policy::rules::{Authority, Judgement, Rules};
 use crate::units::FileId;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::collections::{HashMap, HashSet};
 
 /// Files with a judgement from which those that are gone are forgotten.
@@ -14,15 +16,24 @@ const JUDGED_MANY: usize = 1 << 16;
 pub struct FileRules {
     rules: Rules,
     judged: RwLock<HashMap<FileId, Judgement>>,
+    /// What kind of thing files hold that were met since the last plan, for the forecast.
+    classes: Mutex<HashMap<FileId, FileClass>>,
 }
 
 impl FileRules {
     pub fn new(rules: Rules) -> FileRules {
-        FileRules { rules, judged: RwLock::default() }
+        FileRules { rules, judged: RwLock::default(), classes: Mutex::default() }
     }
 
     /// A file was met under this path (relative to the mount); its former judgement, if it had another name, is void.
     pub fn note_path(&self, file: FileId, path: &str) {
+        let class = class_of(path);
+        if class != FileClass::Other {
+            let mut classes = self.classes.lock();
+            if classes.len() < JUDGED_MANY {
+                classes.insert(file, class);
+            }
+        }
         match self.rules.judge(path) {
             Some(judgement) => {
                 self.judged.write().insert(file, judgement);
@@ -32,6 +43,11 @@ impl FileRules {
             }
             None => {}
         }
+    }
+
+    /// The classes that were noted since the last call.
+    pub(super) fn take_classes(&self) -> HashMap<FileId, FileClass> {
+        std::mem::take(&mut *self.classes.lock())
     }
 
     /// What the settings' rules say; they come before what users pin by hand.

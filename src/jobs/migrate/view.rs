@@ -5,6 +5,7 @@ use super::journal::JournalEntry;
 use super::{Mover, Tally};
 use crate::error::Result;
 use crate::heat::{Evidence, RecorderStatus};
+use crate::jobs::forecaster::ForecastStatus;
 use crate::policy::placement::{Pin, TierOutlook};
 use crate::units::{BlockNo, FileId, TierId};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,9 @@ pub struct Explanation {
     pub heat: f32,
     /// What the heat comes from.
     pub evidence: Evidence,
+    /// Who is believed about the heat, and why.
+    pub believed: String,
+    pub believed_because: String,
     /// Rank among all blocks: 0 is coldest, 1 hottest.
     pub temperature: f32,
     pub pinned_to: Option<String>,
@@ -94,12 +98,18 @@ pub struct MoverStatus {
     pub refused_moves: u64,
     pub failed_moves: u64,
     pub fast_lane_moves: u64,
+    /// Blocks that were staged because they were missed.
+    pub staged_moves: u64,
     /// Time spent waiting because commits were slow.
     pub paused_us: u64,
     pub log_latency_us: f64,
     pub log_latency_baseline_us: f64,
     pub pinned_files: u64,
+    /// Fill of the log from which records go to their blocks, and the rate of log writes that it was made for.
+    pub coalesce_at_fill: f64,
+    pub log_bytes_per_second: f64,
     pub recorder: RecorderStatus,
+    pub forecast: ForecastStatus,
     /// The latest decisions, oldest first.
     pub recent: Vec<JournalEntry>,
 }
@@ -125,12 +135,13 @@ impl Mover {
         let wanted = match pin {
             Pin::To(tier) => Some(tier),
             Pin::LogFile | Pin::Catalog => Some(TierId::FASTEST),
-            Pin::None | Pin::Within(_) if cuts.is_empty() => None,
-            Pin::None | Pin::Within(_) => {
+            Pin::None | Pin::Within(_) | Pin::Staged if cuts.is_empty() => None,
+            Pin::None | Pin::Within(_) | Pin::Staged => {
                 u8::try_from(cuts.iter().take_while(|cut| heat < **cut).count()).ok().map(TierId)
             }
         };
         let history = self.journal.lock().of(file, block);
+        let forecast = self.forecaster.status();
         let belongs_on = wanted.and_then(|tier| self.name_of(tier));
         Ok(Explanation {
             why: self.reason_for(tier, pin, wanted, heat, &history),
@@ -139,6 +150,8 @@ impl Mover {
             rule: self.settings.rules.describe(file),
             log_file: self.recorder.is_log_file(file),
             evidence: self.recorder.evidence(file, block),
+            believed: forecast.believed(),
+            believed_because: forecast.because(),
             copy_on: copy.and_then(|tier| self.name_of(tier)),
             exchanged_with: self.counterpart(&history, tier),
             next_review_s: self.next_review_s(moved),
@@ -243,7 +256,7 @@ impl Mover {
     }
 
     pub fn status(&self) -> MoverStatus {
-        let Tally { moved, moved_bytes, refused, failed, fast_lane, paused_us } = *self.tally.lock();
+        let Tally { moved, moved_bytes, refused, failed, fast_lane, staged, paused_us } = *self.tally.lock();
         let (log_latency_us, log_latency_baseline_us) = self.backoff.lock().0.latencies_us();
         let outlook = self.outlook.lock();
         MoverStatus {
@@ -259,11 +272,15 @@ impl Mover {
             refused_moves: refused,
             failed_moves: failed,
             fast_lane_moves: fast_lane,
+            staged_moves: staged,
             paused_us,
             log_latency_us,
             log_latency_baseline_us,
             pinned_files: u64::try_from(self.pins.lock().len()).unwrap_or(u64::MAX),
+            coalesce_at_fill: self.volume.coalesce_at_fill(),
+            log_bytes_per_second: self.log_watch.lock().bytes_per_second(),
             recorder: self.recorder.status(),
+            forecast: self.forecaster.status(),
             recent: self.journal.lock().latest(RECENT),
         }
     }

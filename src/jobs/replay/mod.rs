@@ -12,7 +12,7 @@ mod tests;
 mod tiers;
 mod trace;
 
-pub use trace::{Operation, Record, Trace};
+pub use trace::{Operation, Record, TRACE_HEADER, Trace};
 
 use crate::error::{Error, Result};
 use crate::heat::forecast::{DECAYS, Forecast, ForecastSettings, Predictor, Scores};
@@ -136,9 +136,9 @@ pub fn replay(trace: &Trace, conditions: &Conditions) -> Vec<Outcome> {
             for block in timeline.touched(touch) {
                 let (file, at) = timeline.blocks[place(*block)];
                 for run in &mut runs {
-                    run.tiers.access(*block);
+                    let is_hit = run.tiers.access(*block);
                     if let Driver::Gated(gate) = &mut run.driver {
-                        gate.observe(file, at);
+                        gate.observe_real(file, at, is_hit);
                     }
                 }
             }

@@ -70,8 +70,8 @@ impl Tiers {
         self.staging.set_capacity(blocks);
     }
 
-    /// A non-sequential access.
-    pub(super) fn access(&mut self, block: u32) {
+    /// A non-sequential access; true when the fastest tier has the block.
+    pub(super) fn access(&mut self, block: u32) -> bool {
         let is_hit = self.placed.contains(block) || self.staging.access(block);
         let staged = !is_hit && self.staging.admit(block);
         if self.counts {
@@ -81,6 +81,7 @@ impl Tiers {
             self.report.latency_ms += LATENCIES_MS[tier];
             self.report.staged_blocks += u64::from(staged);
         }
+        is_hit
     }
 
     /// Moves towards what the scores ask for, at the end of an epoch.

@@ -12,7 +12,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-const HEADER: &str = "ts_ms,op,file,offset,len";
+/// The first line of a trace.
+pub const TRACE_HEADER: &str = "ts_ms,op,file,offset,len";
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,22 +98,22 @@ fn records(lines: impl BufRead, path: &str) -> Result<Vec<Record>> {
         let line = std::str::from_utf8(&line).map_err(|_| bad_line(path, number, "is no text"))?;
         let line = line.trim_end();
         if number == 1 {
-            if line != HEADER {
-                return Err(bad_line(path, number, &format!("the header `{HEADER}` is wanted")));
+            if line != TRACE_HEADER {
+                return Err(bad_line(path, number, &format!("the header `{TRACE_HEADER}` is wanted")));
             }
         } else if !line.is_empty() {
             records.push(record(line).map_err(|why| bad_line(path, number, &why))?);
         }
     }
     if number == 0 {
-        return Err(bad_line(path, 1, &format!("the header `{HEADER}` is wanted")));
+        return Err(bad_line(path, 1, &format!("the header `{TRACE_HEADER}` is wanted")));
     }
     Ok(records)
 }
 
 fn record(line: &str) -> std::result::Result<Record, String> {
     let mut fields = line.split(',');
-    let mut field = |name: &str| fields.next().ok_or_else(|| format!("`{name}` is missing; wanted are {HEADER}"));
+    let mut field = |name: &str| fields.next().ok_or_else(|| format!("`{name}` is missing; wanted are {TRACE_HEADER}"));
     let whole = |name: &str, text: &str| {
         text.parse::<u64>()
             .map_err(|_| format!("{name} = `{text:.40}`: a whole number is wanted, from 0 to {}", u64::MAX))
@@ -128,7 +129,7 @@ fn record(line: &str) -> std::result::Result<Record, String> {
     let file = FileId(whole("file", field("file")?)?);
     let (offset, len) = (whole("offset", field("offset")?)?, whole("len", field("len")?)?);
     if fields.next().is_some() {
-        return Err(format!("too many fields; wanted are {HEADER}"));
+        return Err(format!("too many fields; wanted are {TRACE_HEADER}"));
     }
     Ok(Record { ts_ms, operation, file, offset, len })
 }

@@ -15,6 +15,8 @@ pub enum Pin {
     Catalog,
     /// Heat decides, within bounds.
     Within(Bounds),
+    /// It was just missed and lies on the fastest tier for a while, in [`super::PlacementSettings::staging_blocks`]. It leaves when the staging cache lets it.
+    Staged,
 }
 
 /// What is allowed of a block that heat places.
@@ -51,7 +53,7 @@ impl Pin {
     pub fn allows(self, tier: TierId) -> bool {
         match self {
             Pin::Within(bounds) => bounds.allows(tier),
-            Pin::None | Pin::To(_) | Pin::LogFile | Pin::Catalog => true,
+            Pin::None | Pin::To(_) | Pin::LogFile | Pin::Catalog | Pin::Staged => true,
         }
     }
 
@@ -60,7 +62,7 @@ impl Pin {
         match self {
             Pin::LogFile => Some(0),
             Pin::Catalog => Some(1),
-            Pin::None | Pin::To(_) | Pin::Within(_) => None,
+            Pin::None | Pin::To(_) | Pin::Within(_) | Pin::Staged => None,
         }
     }
 }

@@ -11,6 +11,8 @@ pub(super) struct Survey {
     pub(super) tiers: Vec<TierOutlook>,
     pub(super) reserves: [ReserveUse; RESERVES],
     pub(super) cost_us: f64,
+    /// Blocks of the fastest tier that wait for misses to be staged.
+    pub(super) staging_left: u64,
 }
 
 /// Who lives in a reserve of the fastest tier.
@@ -40,6 +42,7 @@ impl Survey {
         let mut reserves = [settings.log_share, settings.catalog_share]
             .map(|share| ReserveUse { limit_blocks: limit_blocks(share), ..ReserveUse::default() });
         let mut cost_us = 0f64;
+        let mut staged_blocks = 0u64;
         state.blocks.visit(&mut |run| {
             let Some(here) = tiers.get_mut(run.tier.index()) else { return };
             let heat = f64::from(run.heat.max(0.0)) * blocks_f64(run.count);
@@ -60,6 +63,7 @@ impl Survey {
                     fixed[run.tier.index()] += run.count;
                 }
                 Pin::Within(_) => ranks.add(run.heat, run.count),
+                Pin::Staged => staged_blocks += run.count,
                 Pin::LogFile | Pin::Catalog => {
                     let Some(reserve) = run.pin.reserve().and_then(|at| reserves.get_mut(at)) else { return };
                     if run.tier == TierId::FASTEST {
@@ -77,12 +81,17 @@ impl Survey {
                 *fixed += reserve.blocks_here.min(reserve.limit_blocks) + reserve.left();
             }
         }
+        let staging_left = settings.staging_blocks.saturating_sub(staged_blocks);
+        if let (Some(fastest), Some(fixed)) = (tiers.first_mut(), fixed.first_mut()) {
+            fastest.reserved_blocks += staging_left;
+            *fixed += settings.staging_blocks.max(staged_blocks);
+        }
         let mut capacity = 0u64;
         for ((outlook, tier), fixed) in tiers.iter_mut().zip(state.tiers).zip(&fixed) {
             let target = part_of(tier.budget_bytes, settings.low_watermark) / state.block_bytes.max(1);
             capacity += target.saturating_sub(*fixed);
             outlook.cut = ranks.cut(capacity);
         }
-        Survey { ranks, tiers, reserves, cost_us }
+        Survey { ranks, tiers, reserves, cost_us, staging_left }
     }
 }

@@ -277,7 +277,7 @@ prop_compose! {
         heat in prop_oneof![3 => Just(0.0f32), 5 => 0.0f32..100.0, 1 => 0.0f32..1e6, 1 => Just(f32::NAN)],
         moved in proptest::option::weighted(0.2, 5u32..12),
         pin in prop_oneof![8 => Just(Pin::None), 1 => (0..tiers).prop_map(|tier| Pin::To(TierId(tier))), 1 => Just(Pin::LogFile),
-            1 => Just(Pin::Catalog), 1 => (0u16..1 << tiers, any::<bool>(), any::<bool>()).prop_map(|(never, promoted, demoted)| {
+            1 => Just(Pin::Catalog), 1 => Just(Pin::Staged), 1 => (0u16..1 << tiers, any::<bool>(), any::<bool>()).prop_map(|(never, promoted, demoted)| {
                 Pin::Within(Bounds { never, promoted, demoted })
             })],
     ) -> BlockRun {
@@ -311,6 +311,13 @@ proptest! {
         let made = step(&mut after, &budgets, &settings, 10);
         let copied = made.decisions.iter().filter(|one| !one.flip).count() as u64;
         prop_assert!(copied <= budget && made.bytes == copied * BLOCK);
+        let left = budget - copied;
+        prop_assert!(made.cooling.len() as u64 <= left, "ahead of sinking only what the budget leaves");
+        for (_, block) in &made.cooling {
+            let cooling = world[&block.0];
+            prop_assert!(cooling.copy.is_none() && cooling.tier.index() + 1 < budgets.len());
+            prop_assert!(made.decisions.iter().all(|one| one.block != *block), "it moves already");
+        }
         let mut incoming = vec![0u64; budgets.len()];
         let mut seen = HashSet::new();
         for one in &made.decisions {
@@ -325,6 +332,7 @@ proptest! {
                     prop_assert!(!bounds.allows(one.from) && bounds.allows(one.to));
                 }
                 Pin::Within(bounds) if !bounds.allows(one.to) => prop_assert!(false, "not allowed there: {:?}", one),
+                Pin::Staged => prop_assert!(false, "staged blocks are not the planner's: {:?}", one),
                 Pin::None | Pin::LogFile | Pin::Catalog | Pin::Within(_) => {
                     let rested = before.moved.is_none_or(|moved| moved <= 8);
                     let relief = matches!(one.reason, Reason::Watermark { .. });
@@ -417,4 +425,49 @@ fn noise_within_the_hysteresis_moves_nothing() {
         }
     }
     assert_eq!(moved, 0);
+}
+
+#[test]
+fn the_coldest_of_a_full_tier_get_a_copy_ahead_of_sinking() {
+    let settings = PlacementSettings { premigrated_share: 0.05, ..settings() };
+    let mut runs: Vec<BlockRun> = (0..92).map(|at| run(at, 1, 0, 1.0 + at as f32)).collect();
+    runs[1].copy = Some(TierId(1));
+    let made = decide(&runs, &tiers(&[100, 1000], &runs), &settings);
+    let cooling: Vec<u64> = made.cooling.iter().map(|one| one.1.0).collect();
+    assert_eq!(
+        (made.decisions.len(), cooling),
+        (0, vec![0, 2, 3, 4]),
+        "the five coldest, but for the one that has a copy"
+    );
+    // Not while the tier has room, nor onto a tier that has none to spare.
+    assert!(decide(&runs[..80], &tiers(&[100, 1000], &runs[..80]), &settings).cooling.is_empty());
+    assert!(decide(&runs, &tiers(&[100, 10], &runs), &settings).cooling.len() <= 10);
+    let mut short = tiers(&[100, 1000], &runs);
+    short[1].free_bytes = 100 * BLOCK;
+    assert!(decide(&runs, &short, &settings).cooling.is_empty());
+}
+
+#[test]
+fn the_staging_share_is_kept_free_and_what_is_staged_is_nobodys_victim() {
+    let staged = |first, count| BlockRun { pin: Pin::Staged, copy: Some(TierId(1)), ..run(first, count, 0, 0.0) };
+    let settings = PlacementSettings { staging_blocks: 20, ..settings() };
+    // 92 of 100 blocks may be filled: 20 are for staging, of which 5 are taken.
+    let mut runs = vec![staged(0, 5)];
+    runs.extend((100..300).map(|at| run(at, 1, 1, 50.0 + at as f32)));
+    let made = decide(&runs, &tiers(&[100, 1000], &runs), &settings);
+    assert_eq!(made.decisions.len(), 72, "room for what heat places");
+    assert_eq!((made.tiers[0].room_blocks, made.tiers[0].reserved_blocks), (0, 15));
+    // A tier that is full of placed blocks gives up the coldest of them.
+    let runs: Vec<BlockRun> = (0..92).map(|at| run(at, 1, 0, 1.0 + at as f32)).collect();
+    let made = decide(&runs, &tiers(&[100, 1000], &runs), &settings);
+    let mut gone: Vec<u64> = made.decisions.iter().map(|one| one.block.0).collect();
+    gone.sort_unstable();
+    assert!(gone.into_iter().eq(0..20), "{:?}", made.decisions);
+    // With the rest of the tier full, an exchange takes a placed block, however cold the staged ones are.
+    let mut runs = vec![staged(0, 20)];
+    runs.extend((30..102).map(|at| run(at, 1, 0, 10.0)));
+    runs.push(run(200, 1, 1, 100.0));
+    let made = decide(&runs, &tiers(&[100, 1000], &runs), &settings);
+    let gone: Vec<u64> = made.decisions.iter().filter(|one| one.to.0 == 1).map(|one| one.block.0).collect();
+    assert!(gone.len() == 1 && gone[0] >= 30, "{gone:?}");
 }

@@ -164,6 +164,73 @@ fn what_was_promoted_sinks_again_for_free() {
     house.assert_content(&file, 600);
 }
 
+/// Misses on the slowest tier, one after another, as the fast lane serves them.
+fn stage(house: &House, file: &Arc<File>, blocks: impl Iterator<Item = u64>) -> u64 {
+    let mut open = None;
+    let mut staged = 0;
+    for block in blocks.map(BlockNo) {
+        if house.mover.stages(TierId(2), file.id(), block) {
+            assert!(!house.mover.stage(&mut open, TierId(2), file.id(), block), "not stopped");
+            staged += u64::from(house.tier_of(file, block.0) == Some(0));
+        }
+    }
+    staged
+}
+
+/// The share is made free, and what left it is really gone.
+fn make_room_to_stage(house: &House) {
+    for _ in 0..4 {
+        house.mover.run_plan(PLAN_TIME);
+        house.volume.checkpoint().unwrap();
+    }
+    house.mover.run_plan(PLAN_TIME);
+}
+
+#[test]
+fn a_miss_is_staged_leaves_by_a_flip_and_rests_before_it_comes_again() {
+    let house = House::new();
+    let file = house.file(600);
+    house.mover.forecaster().stage_percent(20);
+    make_room_to_stage(&house);
+    let first: Vec<u64> = (400..416).collect();
+    assert_eq!(stage(&house, &file, first.iter().copied()), 16, "{:?}", house.mover.status());
+    assert!(!house.mover.stages(TierId(2), file.id(), BlockNo(400)), "it is there already");
+    let before = house.volume.status().counters;
+    // As many others push them out again, and nothing is copied for that.
+    let staged = stage(&house, &file, 500..508);
+    assert!(staged > 0);
+    let after = house.volume.status().counters;
+    assert_eq!(after.demoted_by_flip_blocks - before.demoted_by_flip_blocks, staged);
+    assert_eq!(after.base_writes[2], before.base_writes[2], "nothing is written to the slow tier");
+    let left: Vec<u64> = first.iter().copied().filter(|block| house.tier_of(&file, *block) == Some(2)).collect();
+    assert_eq!(left.len() as u64, staged);
+    assert!(left.iter().all(|block| !house.mover.stages(TierId(2), file.id(), BlockNo(*block))), "they rest");
+    // A pinned file is not staged, a block whose file is gone does no harm, and without a share all go down.
+    house.mover.pin(file.id(), "hdd").unwrap();
+    assert!(!house.mover.stages(TierId(2), file.id(), BlockNo(550)));
+    house.mover.unpin(file.id()).unwrap();
+    house.mover.forecaster().stage_percent(0);
+    house.mover.run_plan(PLAN_TIME);
+    assert!((500..508).all(|block| house.tier_of(&file, block) != Some(0)));
+    house.assert_content(&file, 600);
+    assert!(house.volume.check(true).unwrap().is_empty());
+}
+
+#[test]
+fn a_staged_block_that_is_written_is_placed_like_any_other() {
+    let house = House::new();
+    let file = house.file(600);
+    house.mover.forecaster().stage_percent(20);
+    make_room_to_stage(&house);
+    assert_eq!(stage(&house, &file, [450].into_iter()), 1);
+    house.volume.write(&file, 450 * BLOCK, &pattern(450), Wait::Allowed).unwrap();
+    house.volume.coalesce_all(&mut |_, _| {}).unwrap();
+    house.mover.forecaster().stage_percent(0);
+    house.mover.run_plan(PLAN_TIME);
+    house.assert_content(&file, 600);
+    assert!(house.volume.check(true).unwrap().is_empty());
+}
+
 #[test]
 fn pins_are_durable_and_obeyed() {
     let house = House::new();

@@ -5,6 +5,7 @@ use super::{BLOCK, Bounds, Pin, World, any_block, apply, run, settings, tiers};
 use crate::policy::placement::{
     BlockRun, Decision, PlacementSettings, PlacementState, Reason, TierOutlook, immediate, plan,
 };
+use crate::policy::staging::Staging;
 use crate::units::{BlockNo, FileId, TierId};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -41,6 +42,7 @@ fn lane(
     misses: &[u64],
     settings: &PlacementSettings,
     number: u32,
+    staging: &mut Staging<u64>,
 ) -> Vec<Decision> {
     let mut made = Vec::new();
     for miss in misses {
@@ -49,13 +51,37 @@ fn lane(
         if moved_lately || block.pin != Pin::None || block.tier.index() + 1 != outlook.len() {
             continue;
         }
-        let Some((to, reason)) = immediate(block.heat, block.tier, outlook, settings) else { continue };
+        let target = immediate(block.heat, block.tier, outlook, settings);
+        if target.is_none_or(|(to, _)| to != TierId::FASTEST) && staging.admit(*miss) {
+            made.extend(stage(world, *miss, number, staging));
+            continue;
+        }
+        let Some((to, reason)) = target else { continue };
         outlook[to.index()].room_blocks = outlook[to.index()].room_blocks.saturating_sub(1);
         outlook[to.index()].slack_blocks = outlook[to.index()].slack_blocks.saturating_sub(1);
         let (file, from) = (FileId(1), block.tier);
         made.push(Decision { file, block: BlockNo(*miss), from, to, reason, gain_us: 0.0, flip: false });
         let moved = world.get_mut(miss).expect("looked up above");
         (moved.tier, moved.moved, moved.copy) = (to, Some(number), Some(from));
+    }
+    made
+}
+
+/// A block that was admitted comes up, and those that had to leave for it go down to their copies.
+fn stage(world: &mut World, miss: u64, number: u32, staging: &mut Staging<u64>) -> Vec<Decision> {
+    let mut made = Vec::new();
+    let comes = world.get_mut(&miss).expect("a block of the world");
+    let (from, to) = (comes.tier, TierId::FASTEST);
+    (comes.tier, comes.copy, comes.pin, comes.moved) = (to, Some(from), Pin::Staged, Some(number));
+    let (file, reason) = (FileId(1), Reason::Staged);
+    made.push(Decision { file, block: BlockNo(miss), from, to, reason, gain_us: 0.0, flip: false });
+    for left in staging.take_left() {
+        let goes = world.get_mut(&left).expect("a block of the world");
+        goes.pin = Pin::None;
+        let Some(to) = goes.copy.take().filter(|_| !staging.contains(left)) else { continue };
+        (goes.tier, goes.moved) = (to, Some(number));
+        let (from, reason) = (TierId::FASTEST, Reason::Unstaged);
+        made.push(Decision { file, block: BlockNo(left), from, to, reason, gain_us: 0.0, flip: true });
     }
     made
 }
@@ -69,11 +95,14 @@ proptest! {
         budgets in (4u64..30, 4u64..30),
         storm in proptest::collection::vec(weather(60), 12),
         residency_plans in 1u32..5,
+        staging_blocks in 0u64..8,
     ) {
-        let settings = PlacementSettings { residency_plans, fill_heat_min: 0.001, ..settings() };
+        let settings = PlacementSettings { residency_plans, fill_heat_min: 0.001, staging_blocks, ..settings() };
+        let mut staging = Staging::telling(usize::try_from(staging_blocks).unwrap());
         let budgets = [budgets.0, budgets.1, 200];
         let numbered = (0u64..).zip(blocks).map(|(at, block)| {
-            (at, BlockRun { first: BlockNo(at), moved: None, ..block })
+            let pin = if block.pin == Pin::Staged { Pin::None } else { block.pin };
+            (at, BlockRun { first: BlockNo(at), moved: None, pin, ..block })
         });
         let mut world: World = numbered.collect();
         let mut moves = Moves::new();
@@ -87,7 +116,7 @@ proptest! {
             apply(&mut world, &made, number);
             note(&mut moves, number, &made.decisions);
             let mut outlook = made.tiers;
-            let promoted = lane(&mut world, &mut outlook, &weather.misses, &settings, number);
+            let promoted = lane(&mut world, &mut outlook, &weather.misses, &settings, number, &mut staging);
             note(&mut moves, number, &promoted);
         }
         for (block, moves) in &moves {
@@ -97,9 +126,10 @@ proptest! {
                 if after.0 - before.0 >= residency_plans || asked_for {
                     continue;
                 }
-                // Only a tier that overflows gives up what has just come; it does not come back before it has rested.
+                // Only a tier that overflows, or the staging cache, gives up what has just come; it does not come back before it has rested.
                 prop_assert!(!after.1, "block {} went up again: {:?}", block, moves);
-                prop_assert!(matches!(after.2, Reason::Watermark { .. }), "block {}: {:?}", block, moves);
+                let gives_up = matches!(after.2, Reason::Watermark { .. } | Reason::Unstaged);
+                prop_assert!(gives_up, "block {}: {:?}", block, moves);
             }
         }
     }
