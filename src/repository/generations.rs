@@ -14,13 +14,13 @@
 //! seal finds so after it wrote the root (it looks for `close` then, and if that is there, for the seal), and writes the root again in the
 //! next generation, provided that what it borrowed was not condemned meanwhile.
 
-use super::ids::{Generation, ObjectRef, PackId, SnapshotId};
+use super::ids::{Generation, PackId, SnapshotId};
 use super::small::{Kind, SmallObjects, io_error};
 use crate::device::Device;
 use crate::error::Result;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// What `gc/` lists.
 #[derive(Clone, Default, Debug)]
@@ -36,14 +36,7 @@ pub struct Generations {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Seal {
     pub generation: Generation,
-    pub roots: BTreeMap<SnapshotId, Trees>,
-}
-
-/// The tables of a snapshot. The seal has them too, since a root may be deleted while its child builds upon it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Trees {
-    pub names: Option<ObjectRef>,
-    pub files: Option<ObjectRef>,
+    pub roots: BTreeSet<SnapshotId>,
 }
 
 /// What a prune deletes at last.
@@ -57,6 +50,8 @@ pub struct Final {
     pub segment: Option<String>,
     /// Packs that the plan condemned and that were borrowed before it was seen.
     pub kept: BTreeSet<PackId>,
+    /// Snapshots that had been deleted before the generation was closed; their roots, put aside since, are removed.
+    pub forgotten: BTreeSet<SnapshotId>,
 }
 
 pub fn path(generation: Generation, what: &str) -> String {

@@ -5,8 +5,7 @@
 //! 1. `close` n: from now on writers put their roots into n + 1.
 //! 2. `seal` n: the roots that count. One that came after this list was made is void, and its writer finds that out.
 //! 3. Leases: a writer that missed too many generations is fenced. The others' packs, parents and borrowed packs stay.
-//! 4. Mark what the roots of the seal, those of n + 1 so far and the parents of writers use. The seal has the trees of its roots, so it makes no
-//!    difference that some are deleted meanwhile. Leases and roots are looked at as of one moment (`survey.rs`).
+//! 4. Mark what the roots of the seal, those of n + 1 so far and the parents of writers use. A root that is deleted meanwhile still counts (`survey.rs`).
 //! 5. `plan` n: packs of generations up to n with nothing (or too little) in use are condemned. From now on writers see it before
 //!    they publish something borrowed.
 //! 6. Look at what is borrowed: by leases and roots that were durable before their writers could see the plan. That stays.
@@ -16,16 +15,16 @@
 //!
 //! **Why nothing reachable is lost (I9).** A pack is deleted only if it is of generation n or older, of no living writer, and nothing in it is used by
 //! a root that counts. Which other root could come to use it? One of a generation up to n that is not in the seal is void. One of n + 1 has its
-//! pages from its parent, which was there when its lease was: so at the moment of 4 there was the lease, or the parent, or (by the same
-//! argument) what the parent was built upon, and that was marked; from its own packs, which a lease protects or which are of n + 1; or borrowed: its lease
-//! said so durably before it looked for the plan. Either that was after the plan, then it gives up, or before, and then at the moment of 6 there
-//! is its lease, or its root, or the lease or root of a child, which vouch for what a parent of the same generation borrowed.
+//! pages from its parent, which was there when its lease was: so 4 finds the lease, or the parent, or (by the same
+//! argument) what the parent was built upon, and marks that; from its own packs, which a lease protects or which are of n + 1; or borrowed: its lease
+//! said so durably before it looked for the plan. Either that was after the plan, then it gives up, or before, and then 6 finds its lease, or its
+//! root, or the lease or root of a child, which vouch for what a parent of the same generation borrowed.
 //!
 //! **A crash** at any point: the next prune takes the round up where its objects say it was. Two prunes at once come to the same
 //! lists, since each object is created only if absent and the winner's is read by both.
 
 use super::Repository;
-use super::generations::{self, Final, Generations, Seal, Trees};
+use super::generations::{self, Final, Generations, Seal};
 use super::ids::{Generation, LeaseId, ObjectRef, PackId, SnapshotId};
 use super::index::list_packs;
 use super::lease::{self, Lease};
@@ -88,7 +87,8 @@ impl Repository {
     /// What a prune would delete now, and the bytes that it would free, if these snapshots were deleted before. Changes nothing.
     pub fn plan_prune(&self, options: &PruneOptions, without: &[SnapshotId]) -> Result<Plan> {
         let generation = Generations::load(self.store.small.device.as_ref())?.current();
-        let round = Round { repository: self, small: &self.store.small, options, generation };
+        let round =
+            Round { repository: self, small: &self.store.small, options, generation, forgotten: BTreeSet::new() };
         let mut roots = root::list(&self.store.small)?;
         roots.retain(|root| !without.contains(&root.id));
         let leases = lease::list(&self.store.small)?.into_iter().filter(|(_, fenced)| !fenced).map(|(lease, _)| lease);
@@ -101,15 +101,18 @@ impl Repository {
     pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport> {
         self.check_writable()?;
         self.make_room()?;
-        self.finish_deletions()?;
         let small = &self.store.small;
+        let round = |generation, forgotten| Round { repository: self, small, options, generation, forgotten };
         let generations = Generations::load(small.device.as_ref())?;
         if let Some(generation) = generations.unfinished() {
-            Round { repository: self, small, options, generation }.run()?;
+            // Which snapshots were deleted before it was closed is not known any more: they go with the next round.
+            round(generation, BTreeSet::new()).run()?;
         }
+        let forgotten = self.deleted()?;
         let generation = Generations::load(small.device.as_ref())?.current();
-        small.create(Kind::Close, &generations::path(generation, "close"), generation, &generation)?;
-        let report = Round { repository: self, small, options, generation }.run()?;
+        let path = generations::path(generation, "close");
+        let closed = small.create(Kind::Close, &path, generation, &generation)?;
+        let report = round(generation, if closed { forgotten } else { BTreeSet::new() }).run()?;
         self.keep_reserve();
         Ok(report)
     }
@@ -120,6 +123,8 @@ struct Round<'r> {
     small: &'r SmallObjects,
     options: &'r PruneOptions,
     generation: Generation,
+    /// Snapshots that were deleted before this generation was closed.
+    forgotten: BTreeSet<SnapshotId>,
 }
 
 impl Round<'_> {
@@ -133,7 +138,7 @@ impl Round<'_> {
         };
         self.delete(&last, &mut report)?;
         self.small.create(Kind::Done, &self.path("done"), self.generation, &self.generation)?;
-        self.clear(&seal)?;
+        self.clear(&seal, &last)?;
         self.repository.store.index.refresh(self.small)?;
         Ok(report)
     }
@@ -148,9 +153,9 @@ impl Round<'_> {
         if let Some(seal) = self.small.read(Kind::Seal, &path)? {
             return Ok(seal);
         }
-        let roots = root::list_with_aside(self.small)?;
-        let trees = |root: &Root| (root.id, Trees { names: root.names, files: root.files });
-        let roots = roots.iter().filter(|root| root.generation <= self.generation).map(trees).collect();
+        let mut roots = root::list_with_aside(self.small)?;
+        roots.retain(|root| !self.forgotten.contains(&root.id));
+        let roots = roots.iter().filter(|root| root.generation <= self.generation).map(|root| root.id).collect();
         let seal = Seal { generation: self.generation, roots };
         self.small.create(Kind::Seal, &path, self.generation, &seal)?;
         let missing = || Error::Overtaken(format!("{path} is gone: another prune came further"));
@@ -176,21 +181,23 @@ impl Round<'_> {
 
     /// Steps 4 to 8.
     fn decide(&self, seal: &Seal, report: &mut PruneReport) -> Result<Final> {
-        let survey = Survey::take(self.small)?;
+        let survey = Survey::take(self.small, &self.forgotten)?;
         let leases = survey.living(self.generation);
         let counting = |root: &Root| root::counts(root, Some(seal));
         let roots: Vec<Root> = survey.roots.into_iter().filter(counting).collect();
-        let mut marks = self.mark(&roots, &leases)?;
-        for (id, trees) in &seal.roots {
-            marks.tables(trees.names.as_ref(), trees.files.as_ref()).map_err(|error| damaged(*id, error))?;
-        }
+        let marks = self.mark(&roots, &leases)?;
         let plan = match plan::read(self.small, self.generation)? {
             // Of a prune that broke off. What it condemned may be in use by now only if it was borrowed, or was repaired.
             Some(plan) => plan,
             None => plan::create(self.small, self.generation, &self.plan(&roots, &leases, &marks)?)?,
         };
         let usage = marks.usage()?;
-        let mut last = Final { generation: self.generation, kept: self.borrowed(&plan)?, ..Final::default() };
+        let mut last = Final {
+            generation: self.generation,
+            kept: self.borrowed(&plan)?,
+            forgotten: self.forgotten.clone(),
+            ..Final::default()
+        };
         let sink = Sink::new(
             &self.repository.store,
             LeaseId::random()?,
@@ -345,7 +352,7 @@ impl Round<'_> {
 
     /// Condemned packs that somebody borrowed from before the plan was there to be seen.
     fn borrowed(&self, plan: &Plan) -> Result<BTreeSet<PackId>> {
-        let survey = Survey::take(self.small)?;
+        let survey = Survey::take(self.small, &self.forgotten)?;
         let of_leases = survey.leases.iter().flat_map(|(lease, _)| &lease.borrowed);
         let of_roots = survey.roots.iter().filter(|root| root.generation > self.generation);
         let all = of_leases.chain(of_roots.flat_map(|root| &root.borrowed));

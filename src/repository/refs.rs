@@ -4,8 +4,8 @@
 //! none is lost. A dropped ref is one that names nothing.
 //!
 //! Deleting a snapshot and naming it exclude each other without a lock: whoever makes a ref looks for the root afterwards, and whoever
-//! deletes puts the root aside (`<id>.deleting`), looks for refs, and puts it back if there is one. Prune treats a root that was put aside as
-//! one that counts, and finishes what a crash interrupted.
+//! deletes puts the root aside (`<id>.deleting`), looks for refs, and puts it back if there is one. It is removed by the next prune that
+//! begins after that; a prune at work still counts it, since a child of it may just have begun.
 
 use super::Repository;
 use super::ids::SnapshotId;
@@ -13,6 +13,7 @@ use super::root;
 use super::small::{Kind, io_error};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Why a snapshot has a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -114,38 +115,40 @@ impl Repository {
         }
     }
 
-    /// Deletes a snapshot; its space comes back with the next prune. Errors: `Busy` when a ref names it, `NotFound`.
+    /// Deletes a snapshot; its space comes back with the next prune that begins. Errors: `Busy` when a ref names it, `NotFound`.
     pub fn delete(&self, id: SnapshotId) -> Result<()> {
         self.check_writable()?;
         let device = self.store.small.device.as_ref();
         self.refuse_if_named(id)?;
         root::find(&self.store.small, id)?;
-        let (path, aside) = (id.path(), aside(id));
+        let (path, aside) = (id.path(), root::aside(id));
         device.rename(&path, &aside).map_err(|e| io_error(device, "rename", &path, e))?;
         self.sync_snapshots()?;
-        if let Err(error) = self.refuse_if_named(id) {
-            unless_gone(device.rename(&aside, &path)).map_err(|e| io_error(device, "rename", &aside, e))?;
-            self.sync_snapshots()?;
-            return Err(error);
-        }
-        unless_gone(device.remove_file(&aside)).map_err(|e| io_error(device, "remove", &aside, e))?;
-        self.sync_snapshots()
+        self.refuse_if_named(id).or_else(|error| self.put_back(id).and(Err(error)))
     }
 
-    /// Finishes deletions that a crash interrupted.
-    pub(super) fn finish_deletions(&self) -> Result<()> {
-        let device = self.store.small.device.as_ref();
+    /// Snapshots that are deleted, whose roots are still aside. Those that a crash left aside though they are named are put back.
+    pub(super) fn deleted(&self) -> Result<BTreeSet<SnapshotId>> {
+        let mut deleted = BTreeSet::new();
         for id in root::put_aside(&self.store.small)? {
-            let (path, aside) = (id.path(), aside(id));
-            let moved = match self.refuse_if_named(id) {
-                Err(Error::Busy(_)) => device.rename(&aside, &path),
+            match self.refuse_if_named(id) {
+                Err(Error::Busy(_)) => self.put_back(id)?,
                 Err(error) => return Err(error),
-                Ok(()) => device.remove_file(&aside),
-            };
-            unless_gone(moved).map_err(|e| io_error(device, "move", &aside, e))?;
-            self.sync_snapshots()?;
+                Ok(()) => {
+                    deleted.insert(id);
+                }
+            }
         }
-        Ok(())
+        Ok(deleted)
+    }
+
+    fn put_back(&self, id: SnapshotId) -> Result<()> {
+        let device = self.store.small.device.as_ref();
+        match device.rename(&root::aside(id), &id.path()) {
+            // Two may put it back.
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io_error(device, "rename", &root::aside(id), e)),
+            _ => self.sync_snapshots(),
+        }
     }
 
     pub(super) fn sync_snapshots(&self) -> Result<()> {
@@ -163,20 +166,8 @@ impl Repository {
     }
 }
 
-/// What was put aside may be dealt with by a prune and by who put it there, to the same end.
-fn unless_gone(result: std::io::Result<()>) -> std::io::Result<()> {
-    match result {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
-}
-
 fn path(name: &str, number: u32) -> String {
     format!("refs/{name}/{number:08}")
-}
-
-fn aside(id: SnapshotId) -> String {
-    format!("{}{}", id.path(), root::ASIDE)
 }
 
 fn check_name(name: &str) -> Result<()> {

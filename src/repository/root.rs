@@ -66,7 +66,12 @@ pub struct Root {
 }
 
 /// Ends the name of a root that is about to be deleted.
-pub const ASIDE: &str = ".deleting";
+const ASIDE: &str = ".deleting";
+
+/// Where a root lies that is about to be deleted.
+pub fn aside(id: SnapshotId) -> String {
+    format!("{}{ASIDE}", id.path())
+}
 
 /// Roots that are about to be deleted.
 pub fn put_aside(small: &SmallObjects) -> Result<Vec<SnapshotId>> {
@@ -86,7 +91,7 @@ pub fn list_with_aside(small: &SmallObjects) -> Result<Vec<Root>> {
     let mut roots = Vec::new();
     for id in ids {
         // It may be put aside, or back, at this very moment.
-        let (path, aside) = (id.path(), format!("{}{ASIDE}", id.path()));
+        let (path, aside) = (id.path(), aside(id));
         for path in [&path, &aside, &path] {
             if let Some(root) = small.read::<Root>(Kind::Root, path)? {
                 roots.push(root);
@@ -126,7 +131,7 @@ fn retain_counting(small: &SmallObjects, mut roots: Vec<Root>) -> Result<Vec<Roo
 
 /// A root of a sealed generation counts only if the seal lists it.
 pub fn counts(root: &Root, seal: Option<&generations::Seal>) -> bool {
-    seal.is_none_or(|seal| root.generation > seal.generation || seal.roots.contains_key(&root.id))
+    seal.is_none_or(|seal| root.generation > seal.generation || seal.roots.contains(&root.id))
 }
 
 /// A root that counts.

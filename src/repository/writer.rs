@@ -287,7 +287,7 @@ impl<'r> Writer<'r> {
             // Closed meanwhile: the root counts only if the prune saw it in time, and who knows before the seal is there.
             if let Some(seal) = generations::last_seal(small)?
                 && seal.generation >= root.generation
-                && seal.roots.contains_key(&root.id)
+                && seal.roots.contains(&root.id)
             {
                 return Ok(root);
             }

@@ -1,7 +1,7 @@
 //! What a round leaves behind, and the reserve that lets a prune begin on a full disk.
 
 use super::super::Repository;
-use super::super::generations::Seal;
+use super::super::generations::{Final, Seal};
 use super::super::ids::{Generation, LeaseId};
 use super::super::lease::{self, GENERATIONS_MAX};
 use super::super::root;
@@ -20,13 +20,16 @@ const TEMPORARY_GENERATIONS: u32 = 2;
 
 impl Round<'_> {
     /// Removes what no longer says anything: lists of earlier rounds, void roots, given-up leases, abandoned files.
-    pub(super) fn clear(&self, seal: &Seal) -> Result<()> {
+    pub(super) fn clear(&self, seal: &Seal, last: &Final) -> Result<()> {
         let device = self.small.device.as_ref();
         let list = |dir: &str| device.list(dir).map_err(|e| io_error(device, "list", dir, e));
         for name in list("gc")? {
             if number(&name).is_some_and(|generation| generation < self.generation) {
                 self.remove(&format!("gc/{name}"))?;
             }
+        }
+        for id in &last.forgotten {
+            self.remove(&root::aside(*id))?;
         }
         for id in root::list_void(self.small, seal)? {
             self.remove(&id.path())?;

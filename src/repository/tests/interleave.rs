@@ -194,7 +194,7 @@ fn a_writer_stopped_anywhere_while_a_prune_runs_stores_a_whole_snapshot_or_none(
     let (finished, overtaken) =
         writer_stopped_everywhere(1, || PruneOptions { live_percent_min: 95, ..PruneOptions::default() });
     println!("{finished} finished, {overtaken} overtaken");
-    assert!(finished > 200 && overtaken > 0, "{finished} finished, {overtaken} overtaken");
+    assert!(finished > 100 && overtaken > 20, "{finished} finished, {overtaken} overtaken");
 }
 
 #[test]
