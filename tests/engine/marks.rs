@@ -127,9 +127,18 @@ impl Run {
         self.model.files[n].clear();
     }
 
+    /// Marks that were waited for outlive their mount.
     pub fn reopen(&mut self, index: usize, clean: bool) {
-        self.pending.clear();
+        for marked in &self.pending {
+            self.harness.volume().wait_for_mark(&marked.mark).expect("durable");
+        }
         self.harness.run(index, &Op::Reopen { clean }).expect("reopens");
+        let resumed = self.harness.volume().pending_marks();
+        assert_eq!(resumed.len(), self.pending.len(), "marks after a mount");
+        for (marked, mark) in self.pending.iter_mut().zip(resumed) {
+            assert_eq!(mark.snapshot, marked.mark.snapshot);
+            marked.mark = mark;
+        }
         // What was removed shortly before the stop is back, without a name.
         let volume = self.harness.volume();
         let known = self.harness.ids.iter().copied().collect();
@@ -148,7 +157,7 @@ impl Run {
                 let n = self.random.below(FILES as u64) as usize;
                 self.remove(n);
             }
-            6 if self.random.below(6) == 0 => {
+            6 if self.random.below(3) == 0 => {
                 let clean = self.random.below(2) == 0;
                 self.reopen(index, clean);
             }
