@@ -125,7 +125,15 @@ impl Staging {
 
     /// Returns when no mount will take the mark for a pending one any more.
     pub fn forget_mark(&self, epoch: u32) -> Result<()> {
-        self.remove_file(&mark_path(epoch))?;
+        let path = mark_path(epoch);
+        match self.device.remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", self.full(&path), error));
+            }
+            // It may never have been written, when that failed.
+            Err(_) => return Ok(()),
+            Ok(()) => {}
+        }
         self.device.sync_dir(DIR).map_err(|e| Error::io("sync", self.full(DIR), e))
     }
 

@@ -46,7 +46,7 @@ fn steps(seed: u64, count: usize) -> Vec<Step> {
 
 fn take(harness: &Harness, step: usize, pending: &mut Vec<Marked>, then: Contents) -> heatfs::error::Result<()> {
     let mark = harness.volume().mark(Uuid::from_u128(step as u128))?;
-    pending.push(Marked { mark, then });
+    pending.push(Marked::new(mark, then));
     Ok(())
 }
 
@@ -130,7 +130,8 @@ fn check_recovery(ended: &Ended, ids: &[FileId], steps: &[Step], survival: Survi
     }
     for mark in resumed {
         assert!(!ended.ended.contains(&mark.snapshot), "{what}: {} is pending again", mark.snapshot);
-        let marked = Marked { then: ended.marked[&mark.snapshot].clone(), mark };
+        let then = ended.marked[&mark.snapshot].clone();
+        let marked = Marked::new(mark, then);
         check_mark(volume, &marked, what);
     }
     // Whoever published a later one just before the crash may have sent it away.
@@ -138,7 +139,7 @@ fn check_recovery(ended: &Ended, ids: &[FileId], steps: &[Step], survival: Survi
     let known = |parent: &Uuid| ended.marked.range(*parent..).any(|(later, _)| volume.knows_parent(*later));
     assert!(newest.is_none_or(known), "{what}: a published parent is forgotten");
     let mark = volume.mark(Uuid::from_u128(1 << 100)).unwrap_or_else(|error| panic!("{what}: {error}"));
-    let marked = Marked { mark, then: by_id(ids, &seen) };
+    let marked = Marked::new(mark, by_id(ids, &seen));
     check_mark(volume, &marked, what);
     for (parent, before) in ended.marked.iter().filter(|(parent, _)| volume.knows_parent(**parent)) {
         check_changes(volume, &marked, *parent, before, what);
@@ -146,7 +147,7 @@ fn check_recovery(ended: &Ended, ids: &[FileId], steps: &[Step], survival: Survi
     volume.coalesce_all(&mut |_, _| {}).unwrap_or_else(|error| panic!("{what}: {error}"));
     for mark in volume.pending_marks() {
         let then = ended.marked.get(&mark.snapshot).unwrap_or(&marked.then).clone();
-        check_mark(volume, &Marked { then, mark: mark.clone() }, what);
+        check_mark(volume, &Marked::new(mark.clone(), then), what);
         volume.release_mark(&mark);
     }
     volume.sweep_abandoned().unwrap_or_else(|error| panic!("{what}: {error}"));
