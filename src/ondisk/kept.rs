@@ -71,7 +71,12 @@ mod tests {
     use super::*;
 
     fn sample() -> KeptRow {
-        KeptRow { size_bytes: 0x0102, mtime: Some(WallNs(3)), removed: false, extents: vec![(0, 5, 1 << 63), (5, 9, 77)] }
+        KeptRow {
+            size_bytes: 0x0102,
+            mtime: Some(WallNs(3)),
+            removed: false,
+            extents: vec![(0, 5, 1 << 63), (5, 9, 77)],
+        }
     }
 
     #[test]

@@ -172,9 +172,8 @@ impl Volume {
     fn has_data_at(&self, inner: &Inner, mark: &Mark, start: u64, end: u64) -> bool {
         let mut open = vec![(start, end)];
         for layer in inner.layers.from(mark.epoch) {
-            let kept_data = |&(start, end): &(u64, u64)| {
-                layer.kept.range(start, end).any(|kept| kept.source != Before::Zeros)
-            };
+            let kept_data =
+                |&(start, end): &(u64, u64)| layer.kept.range(start, end).any(|kept| kept.source != Before::Zeros);
             if open.iter().any(kept_data) {
                 return true;
             }

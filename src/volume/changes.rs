@@ -181,9 +181,8 @@ impl Piece {
         }
         let (old, new) = (self.base_epoch, floor.max(epoch - AGE_MAX / 2).min(epoch - 1));
         let moved = self.runs.iter().map(|&run| PageRun::unpack(run)).filter(|run| old.saturating_add(run.age) > floor);
-        self.runs = moved
-            .map(|run| PageRun { age: (old + run.age).saturating_sub(new).max(1), ..run }.pack())
-            .collect();
+        self.runs =
+            moved.map(|run| PageRun { age: (old + run.age).saturating_sub(new).max(1), ..run }.pack()).collect();
         self.base_epoch = new;
     }
 

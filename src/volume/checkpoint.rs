@@ -60,7 +60,8 @@ impl Volume {
 
     /// Is there anything that a checkpoint would make durable or free?
     pub(super) fn checkpoint_due(&self) -> bool {
-        !self.window.lock().is_empty() || !self.gone.lock().is_empty()
+        !self.window.lock().is_empty()
+            || !self.gone.lock().is_empty()
             || !self.dirty.lock().is_empty()
             || self.marks.names_went.load(Ordering::Acquire)
             || self.staging.has_unneeded()

@@ -213,7 +213,9 @@ mod tests {
         for layer in layers.from(epoch) {
             for kept in layer.kept.iter() {
                 for at in kept.start..kept.end {
-                    let Before::Log(address) = kept.source.advanced_by(at - kept.start) else { panic!("only log here") };
+                    let Before::Log(address) = kept.source.advanced_by(at - kept.start) else {
+                        panic!("only log here")
+                    };
                     out[at as usize].get_or_insert(address);
                 }
             }
@@ -289,7 +291,8 @@ mod tests {
         let base = |start, end| Extent { start, end, source: Before::Base };
         layers.newest().expect("begun").kept.insert(base(10, 30), &mut pins);
         layers.newest().expect("begun").kept.insert(base(40, 50), &mut pins);
-        let pieces = [Extent { start: 0, end: 20, source: Before::Zeros }, Extent { start: 25, end: 45, source: Before::Zeros }];
+        let pieces =
+            [Extent { start: 0, end: 20, source: Before::Zeros }, Extent { start: 25, end: 45, source: Before::Zeros }];
         assert_eq!(layers.expected_in_base(&pieces), [(1, 10, 20), (1, 25, 30), (1, 40, 45)]);
         layers.replace_base(10, 20, Before::Staged(500), &mut pins);
         let kept: Vec<_> = layers.iter().flat_map(|layer| layer.kept.iter()).collect();

@@ -173,14 +173,7 @@ impl Volume {
         Ok((Arc::new(volume), recovery))
     }
 
-    fn assemble(
-        tiers: Vec<Tier>,
-        options: Options,
-        state: State,
-        meta: Meta,
-        log: Log,
-        staging: Staging,
-    ) -> Volume {
+    fn assemble(tiers: Vec<Tier>, options: Options, state: State, meta: Meta, log: Log, staging: Staging) -> Volume {
         let (slots, tiers_len) = (meta.segments as usize, tiers.len());
         let claims = super::claims::Claims::new(options.block_bytes);
         let marks = marks::Marks::default();

@@ -33,7 +33,6 @@ impl Source {
             Source::Log(address) | Source::Zeros(address) => address,
         }
     }
-
 }
 
 impl Origin for Source {

@@ -124,7 +124,9 @@ impl Volume {
                 Ok(false) => return Ok(false),
                 Err(error @ Error::ReadOnly { .. }) => return Err(error),
                 // Without a mark nobody reads the layers that are left: whoever ended it is about to take them away.
-                Err(error) if !self.fail_oldest_mark(&Volume::why_not_saved(first.file.id(), &error)) => return Ok(true),
+                Err(error) if !self.fail_oldest_mark(&Volume::why_not_saved(first.file.id(), &error)) => {
+                    return Ok(true);
+                }
                 Err(_) => {}
             }
         }
@@ -255,7 +257,14 @@ impl Volume {
                 self.log.read(position, out)?;
             }
             rest = behind;
-            entries.push(StagedEntry { file: file.id(), start: kept.start, end: kept.end, at: 0, epoch: *epoch, of_base: false });
+            entries.push(StagedEntry {
+                file: file.id(),
+                start: kept.start,
+                end: kept.end,
+                at: 0,
+                epoch: *epoch,
+                of_base: false,
+            });
         }
         let written = self.stage(entries, &data)?;
         let mut at = written.address;

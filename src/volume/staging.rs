@@ -294,7 +294,8 @@ impl Staging {
             table.files.get(&number).and_then(|file| Some((file.file.clone(), crcs(file)?)))
         };
         let path = self.full(&path_of(number));
-        let corrupt = |why: &str| Error::Corrupt { what: "staged bytes", path: path.clone(), offset, why: why.to_string() };
+        let corrupt =
+            |why: &str| Error::Corrupt { what: "staged bytes", path: path.clone(), offset, why: why.to_string() };
         let Some((file, crcs)) = found else { return Err(corrupt("the staging file is gone")) };
         let mut pages = AlignedBuf::zeroed(index(end - first) * PAGE);
         let got = file.read_at(&mut pages, first * PAGE_BYTES).map_err(|e| Error::io("read", &path, e))?;

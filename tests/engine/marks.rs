@@ -36,8 +36,11 @@ pub fn by_id(ids: &[FileId], model: &Model) -> Contents {
 pub fn check_mark(volume: &Volume, marked: &Marked, what: &str) {
     volume.wait_for_mark(&marked.mark).expect("the mark becomes durable");
     let files = volume.files_at(&marked.mark).unwrap_or_else(|error| panic!("{what}: {error}"));
-    let sizes: BTreeMap<FileId, u64> =
-        files.iter().filter(|at| at.size_bytes > 0 && !marked.nameless.contains(&at.file)).map(|at| (at.file, at.size_bytes)).collect();
+    let sizes: BTreeMap<FileId, u64> = files
+        .iter()
+        .filter(|at| at.size_bytes > 0 && !marked.nameless.contains(&at.file))
+        .map(|at| (at.file, at.size_bytes))
+        .collect();
     let expected: BTreeMap<FileId, u64> = marked.then.iter().map(|(&id, then)| (id, then.len() as u64)).collect();
     assert_eq!(sizes, expected, "{what}: files and sizes at mark {}", marked.mark.epoch);
     for (&id, then) in &marked.then {
@@ -205,7 +208,8 @@ impl Run {
         volume.coalesce_all(&mut |_, _| {}).expect("coalesces");
         volume.checkpoint().expect("checkpoints");
         let marks = volume.status().marks;
-        let kept = (marks.pending, marks.kept_files, marks.pinned_log_bytes, marks.staged_bytes, marks.staging_used_bytes);
+        let kept =
+            (marks.pending, marks.kept_files, marks.pinned_log_bytes, marks.staged_bytes, marks.staging_used_bytes);
         assert_eq!(kept, (0, 0, 0, 0, 0), "{what}");
         assert_eq!(volume.status().log.live_bytes, 0, "{what}: something still holds the log");
         assert!(self.harness.contents().expect("readable") == self.model, "{what}");

@@ -163,7 +163,8 @@ fn old_bytes_are_durable_in_staging_before_the_base_changes() {
         // The tier of the base keeps everything it was given; that of staging only what was synced.
         let after = world.recover_each(|tier| if tier == "hdd" { Survival::All } else { Survival::None });
         for (start, len) in [(100u64, 50usize), (BLOCK + 9000, 6000)] {
-            let object = after.device("hdd").open(&object_path(ids[0]), OpenMode::default()).expect("the base is there");
+            let object =
+                after.device("hdd").open(&object_path(ids[0]), OpenMode::default()).expect("the base is there");
             let mut base = vec![0; len];
             object.read_at(&mut base, start).expect("readable");
             if base != vec![1; len] {
@@ -193,7 +194,9 @@ fn staged(world: &SimWorld, id: FileId, start: u64, len: usize) -> Option<Vec<u8
         file.read_at(&mut bytes, 0).expect("readable");
         let mut rest = bytes.as_slice();
         while let Ok(batch_len) = Batch::len_of(rest) {
-            let Some((bytes, behind)) = rest.split_at_checked(usize::try_from(batch_len).expect("small")) else { break };
+            let Some((bytes, behind)) = rest.split_at_checked(usize::try_from(batch_len).expect("small")) else {
+                break;
+            };
             let Ok(batch) = Batch::decode(bytes) else { break };
             for entry in batch.entries.iter().filter(|entry| entry.file == id) {
                 if entry.start <= start && start + len as u64 <= entry.end {
@@ -361,7 +364,10 @@ fn marks_are_bounded_and_each_snapshot_has_one() {
     assert!(matches!(harness.volume().mark(Uuid::from_u128(1)), Err(Error::Busy(_))));
     mark(&harness, 100);
     assert_eq!(harness.volume().pending_marks().len(), MARKS_MAX);
-    assert!(matches!(harness.volume().read_at(&marks[3], harness.ids[0], 0, &mut [0]), Err(Error::SnapshotFailed { .. })));
+    assert!(matches!(
+        harness.volume().read_at(&marks[3], harness.ids[0], 0, &mut [0]),
+        Err(Error::SnapshotFailed { .. })
+    ));
 }
 
 /// Marks that were waited for outlive their mount, whether it ends in order or not; others are named as failed, and leave nothing behind.

@@ -136,7 +136,8 @@ fn captures_beside_everything(seed: u64, failing_syncs: bool) {
             scope.spawn(move || writer(volume, id, n, models, stop));
         }
         scope.spawn(|| disturb(&volume, &world, &ids, &stop, failing_syncs));
-        let captured = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| capture(&volume, &ids, &models, seed, 60)));
+        let captured =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| capture(&volume, &ids, &models, seed, 60)));
         stop.store(true, Ordering::Relaxed);
         captured.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
@@ -206,14 +207,20 @@ fn a_mark_cuts_between_writes() {
                 };
                 let (first, second) = (count(0), count(5));
                 assert!(first >= before && first <= after, "round {round}: {first} of {before}..={after}");
-                assert!(second >= before && (second == first || second + 1 == first), "round {round}: {first}, {second}");
+                assert!(
+                    second >= before && (second == first || second + 1 == first),
+                    "round {round}: {first}, {second}"
+                );
             }
             volume.release_mark(&mark);
         }
         stop.store(true, Ordering::SeqCst);
     });
     let marks = volume.status().marks;
-    println!("300 marks beside four writers: at most {} us, 99 of 100 within {} us", marks.stall_us_max, marks.stall_us_p99);
+    println!(
+        "300 marks beside four writers: at most {} us, 99 of 100 within {} us",
+        marks.stall_us_max, marks.stall_us_p99
+    );
     assert_eq!(marks.taken, 300);
     volume.shut_down().expect("ends");
 }
