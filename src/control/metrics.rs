@@ -20,6 +20,7 @@ pub fn text(status: &StatusReply) -> Result<String, fmt::Error> {
     forecast(&mut registry, status);
     tiers(&mut registry, status);
     log(&mut registry, status);
+    marks(&mut registry, status);
     counters(&mut registry, status);
     let mut text = String::new();
     encode(&mut text, &registry)?;
@@ -170,6 +171,18 @@ fn log(registry: &mut Registry, status: &StatusReply) {
     level(registry, "log_used_bytes", "The log in use", log.used_bytes);
     level(registry, "log_live_bytes", "Records that are in no base yet", log.live_bytes);
     level(registry, "log_free_segments", "Segments ready to be written", log.free_segments.into());
+}
+
+fn marks(registry: &mut Registry, status: &StatusReply) {
+    let marks = &status.volume.marks;
+    level(registry, "marks_pending", "Snapshots in the making", marks.pending);
+    level(registry, "marks_pinned_log_bytes", "Records that only snapshots in the making need", marks.pinned_log_bytes);
+    level(registry, "marks_staged_bytes", "Bytes saved for snapshots in the making", marks.staged_bytes);
+    level(registry, "marks_staging_used_bytes", "What the files with those bytes take", marks.staging_used_bytes);
+    level(registry, "marks_stall_max_microseconds", "Longest time that a mark held writers up", marks.stall_us_max);
+    level(registry, "change_memory_bytes", "Memory of the map of changed pages", status.volume.change_memory_bytes);
+    count(registry, "marks_taken", "Snapshots begun", marks.taken);
+    count(registry, "marks_failed", "Snapshots that the engine gave up", marks.failed);
 }
 
 fn counters(registry: &mut Registry, status: &StatusReply) {

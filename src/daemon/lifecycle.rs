@@ -106,6 +106,11 @@ fn open_volume(settings: &Settings, places: &[Place]) -> Result<(Arc<Volume>, Re
     if !recovery.was_clean {
         tracing::info!("replayed {} records in {} log writes", recovery.records_replayed, recovery.groups_replayed);
     }
+    // Nobody goes on with what was being captured when the last run ended: the next snapshot finds what was stored.
+    for mark in volume.pending_marks() {
+        tracing::warn!("a snapshot that was under way when the last run ended is given up");
+        volume.release_mark(&mark);
+    }
     volume.start_threads()?;
     Ok((volume, recovery))
 }

@@ -5,7 +5,7 @@
 //! | offset | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 1 | version 1 |
-//! | 1 | 1 | flags: 1 modification time set |
+//! | 1 | 1 | flags: 1 modification time set, 2 the file was removed |
 //! | 2 | 6 | zero |
 //! | 8 | 8 | size of the file |
 //! | 16 | 8 | modification time, ns |
@@ -26,13 +26,15 @@ pub type KeptExtent = (u64, u64, u64);
 pub struct KeptRow {
     pub size_bytes: u64,
     pub mtime: Option<WallNs>,
+    /// The file has lost its last name, and is kept for the mark.
+    pub removed: bool,
     pub extents: Vec<KeptExtent>,
 }
 
 impl KeptRow {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; FIXED_LEN + self.extents.len() * EXTENT_LEN];
-        put(&mut out, 0, &[1, u8::from(self.mtime.is_some())]);
+        put(&mut out, 0, &[1, u8::from(self.mtime.is_some()) | u8::from(self.removed) << 1]);
         put(&mut out, 8, &self.size_bytes.to_le_bytes());
         put(&mut out, 16, &self.mtime.unwrap_or_default().0.to_le_bytes());
         for (index, (start, end, origin)) in self.extents.iter().enumerate() {
@@ -46,7 +48,7 @@ impl KeptRow {
     pub fn decode(bytes: &[u8]) -> Result<KeptRow, Malformed> {
         let mut r = Reader::new(bytes);
         let (version, flags) = (r.u8()?, r.u8()?);
-        if version != 1 || flags > 1 || r.take(6)?.iter().any(|&byte| byte != 0) {
+        if version != 1 || flags > 3 || r.take(6)?.iter().any(|&byte| byte != 0) {
             return Err(Malformed("unknown version of a row of kept bytes"));
         }
         let (size_bytes, mtime) = (r.u64()?, WallNs(r.i64()?));
@@ -60,7 +62,7 @@ impl KeptRow {
             next = end;
             extents.push((start, end, origin));
         }
-        Ok(KeptRow { size_bytes, mtime: (flags == 1).then_some(mtime), extents })
+        Ok(KeptRow { size_bytes, mtime: (flags & 1 != 0).then_some(mtime), removed: flags & 2 != 0, extents })
     }
 }
 
@@ -69,7 +71,12 @@ mod tests {
     use super::*;
 
     fn sample() -> KeptRow {
-        KeptRow { size_bytes: 0x0102, mtime: Some(WallNs(3)), extents: vec![(0, 5, 1 << 63), (5, 9, 77)] }
+        KeptRow {
+            size_bytes: 0x0102,
+            mtime: Some(WallNs(3)),
+            removed: false,
+            extents: vec![(0, 5, 1 << 63), (5, 9, 77)],
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@ pub mod changes;
 pub mod file_id;
 pub mod group;
 pub mod identity;
+pub mod kept;
+pub mod mark;
 pub mod note;
 pub mod rows;
 pub mod staged;

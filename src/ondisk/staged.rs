@@ -13,8 +13,7 @@
 //! | 80 | 40 x entries | entries |
 //! | .. | | zeros, then the data, zeros up to a whole page |
 //!
-//! An entry: file id u64, first byte u64, end u64, offset of its data in the batch u64, epoch of the mark u32 (0: every mark that expected these
-//! bytes in the base), zero u32.
+//! An entry: file id u64, first byte u64, end u64, offset of its data in the batch u64, epoch of the mark u32, from where u32 (1: the base, 0: the log).
 
 use super::bytes::{Malformed, Reader, put};
 use crate::units::{FileId, PAGE};
@@ -34,6 +33,8 @@ pub struct StagedEntry {
     /// Where the bytes begin in the batch; the encoder sets it.
     pub at: u64,
     pub epoch: u32,
+    /// They were in the base; otherwise in the log.
+    pub of_base: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,6 +71,7 @@ impl Batch {
                 put(out, place + field * 8, &value.to_le_bytes());
             }
             put(out, place + 32, &entry.epoch.to_le_bytes());
+            put(out, place + 36, &u32::from(entry.of_base).to_le_bytes());
             data_at += entry.end - entry.start;
         }
         let hash = blake3::hash(out);
@@ -107,12 +109,12 @@ impl Batch {
         let mut entries = Vec::new();
         for _ in 0..count {
             let (file, start, end, at) = (FileId(r.u64()?), r.u64()?, r.u64()?, r.u64()?);
-            let (epoch, zero) = (r.u32()?, r.u32()?);
+            let (epoch, of_base) = (r.u32()?, r.u32()?);
             let data_end = end.checked_sub(start).and_then(|len| at.checked_add(len));
-            if at < u64::from(data_at) || data_end.is_none_or(|end| end > bytes.len() as u64) || zero != 0 {
+            if at < u64::from(data_at) || data_end.is_none_or(|end| end > bytes.len() as u64) || of_base > 1 {
                 return Err(Malformed("staged bytes lie outside of their batch"));
             }
-            entries.push(StagedEntry { file, start, end, at, epoch });
+            entries.push(StagedEntry { file, start, end, at, epoch, of_base: of_base == 1 });
         }
         Ok(Batch { volume, incarnation, entries })
     }
@@ -123,7 +125,7 @@ mod tests {
     use super::*;
 
     fn sample() -> (Batch, Vec<u8>) {
-        let entry = |file, start, end, at| StagedEntry { file: FileId(file), start, end, at, epoch: 5 };
+        let entry = |file, start, end, at| StagedEntry { file: FileId(file), start, end, at, epoch: 5, of_base: true };
         let entries = vec![entry(1, 100, 103, 4096), entry(2, 0, 4, 4099)];
         let batch = Batch { volume: Uuid::from_u128(9), incarnation: 3, entries };
         let mut bytes = vec![0; batch_len(2, 7)];
@@ -137,7 +139,7 @@ mod tests {
         let (batch, bytes) = sample();
         assert_eq!(bytes.len(), 8192);
         assert_eq!(Batch::decode(&bytes), Ok(batch));
-        assert_eq!(crc32c::crc32c(&bytes), 0x4517_3a3e, "the format changed: raise the version");
+        assert_eq!(crc32c::crc32c(&bytes), 0xc31f_399c, "the format changed: raise the version");
     }
 
     #[test]

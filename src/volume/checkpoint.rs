@@ -37,6 +37,8 @@ struct Frozen {
     wall: WallNs,
     /// A file without a name is kept for a mark: home forgets it with this checkpoint.
     names_went: bool,
+    /// Staging files that nothing points into any more.
+    unneeded: Vec<u64>,
 }
 
 impl Volume {
@@ -68,6 +70,8 @@ impl Volume {
     fn freeze(&self) -> Result<Frozen> {
         let _gate = self.gate.write();
         let wall = clock::wall_now();
+        // No layer points there any more, and once the rows below are durable no row does.
+        let unneeded = self.staging.unneeded();
         let redo_segment = {
             let _no_appends = self.appends.write();
             self.oldest_live_segment()
@@ -87,15 +91,17 @@ impl Volume {
             let Some(file) = self.files.read().get(&id).cloned() else { continue };
             file.unlist_dirty();
             let mut inner = file.write();
-            if inner.removed {
+            if inner.removed && inner.layers.is_empty() {
                 continue;
             }
             inner.row_dirty = false;
             changes.rows.push((id, inner.row(file.is_log_file())));
             changes.chunks.extend(inner.map.take_dirty().into_iter().map(|(index, bytes)| (id, index, bytes)));
+            let removed = inner.removed;
+            changes.layers.extend(inner.layers.take_dirty(removed).map(|rows| (id, rows)));
             changes.pages.extend(inner.changes.take_dirty().into_iter().map(|(index, row)| (id, index, row)));
         }
-        Ok(Frozen { window, gone, dirty, changes, redo_segment, wall, names_went })
+        Ok(Frozen { window, gone, dirty, changes, redo_segment, wall, names_went, unneeded })
     }
 
     fn oldest_live_segment(&self) -> u64 {
@@ -200,6 +206,11 @@ impl Volume {
                 file.write().map.mark_dirty([index]);
             }
         }
+        for (id, _) in frozen.changes.layers {
+            if let Ok(file) = self.file(id) {
+                file.write().layers.mark_dirty();
+            }
+        }
         for (id, index, _) in frozen.changes.pages {
             if let Ok(file) = self.file(id) {
                 file.write().changes.mark_dirty(index);
@@ -283,9 +294,8 @@ impl Volume {
     }
 
     fn free_superseded(&self, frozen: Frozen) {
-        let staged = self.staging.unneeded();
         self.readers.wait_for_earlier();
-        if let Err(error) = self.staging.remove(&staged) {
+        if let Err(error) = self.staging.remove(&frozen.unneeded) {
             tracing::warn!(%error, "a staging file that nobody needs could not be removed; the next mount does it");
         }
         let (tail, _) = self.log.segments_in_use();

@@ -153,7 +153,7 @@ impl Inner {
     /// Nothing of it is only in memory.
     pub fn is_at_rest(&self) -> bool {
         let clean = !self.map.is_dirty() && !self.changes.is_dirty() && !self.row_dirty;
-        clean && self.overlay.is_empty() && self.layers.is_empty() && !self.removed
+        clean && self.overlay.is_empty() && self.layers.is_empty() && !self.layers.is_dirty() && !self.removed
     }
 
     /// Bytes of images from here on are needed by nobody, neither now nor for a mark.

@@ -5,7 +5,8 @@
 //! file as it is now: what nobody changed is read from where it is. So the coalescer may go on applying the newest bytes to the base, as
 //! long as it first saves what a layer still expects there (`Before::Base`): see [`super::preserve`].
 
-use super::overlay::{Before, Extent, Ledger, Overlay};
+use super::overlay::{Before, Extent, Ledger, Origin, Overlay};
+use crate::ondisk::kept::KeptRow;
 use crate::units::WallNs;
 
 pub struct Layer {
@@ -20,6 +21,8 @@ pub struct Layer {
 #[derive(Default)]
 pub struct Layers {
     list: Vec<Layer>,
+    /// Changed since the last checkpoint began.
+    dirty: bool,
 }
 
 impl Layers {
@@ -34,11 +37,39 @@ impl Layers {
 
     /// Begins the layer of the newest mark.
     pub fn begin(&mut self, epoch: u32, size_bytes: u64, mtime: Option<WallNs>) {
+        self.dirty = true;
         self.list.push(Layer { epoch, size_bytes, mtime, kept: Overlay::default() });
     }
 
     pub fn newest(&mut self) -> Option<&mut Layer> {
+        self.dirty = true;
         self.list.last_mut()
+    }
+
+    /// The layer of exactly this mark.
+    pub fn of(&mut self, epoch: u32) -> Option<&mut Layer> {
+        let at = self.list.binary_search_by_key(&epoch, |layer| layer.epoch).ok()?;
+        self.dirty = true;
+        self.list.get_mut(at)
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    pub fn mark_dirty(&mut self) {
+        self.dirty = true;
+    }
+
+    /// All layers as rows, by epoch, if any has changed; they count as clean from now on.
+    /// `removed`: the file itself is gone.
+    pub fn take_dirty(&mut self, removed: bool) -> Option<Vec<(u32, Vec<u8>)>> {
+        let row = |layer: &Layer| {
+            let extents = layer.kept.iter().map(|kept| (kept.start, kept.end, kept.source.pack())).collect();
+            let row = KeptRow { size_bytes: layer.size_bytes, mtime: layer.mtime, removed, extents };
+            (layer.epoch, row.encode())
+        };
+        std::mem::take(&mut self.dirty).then(|| self.list.iter().map(row).collect())
     }
 
     /// The layers that a view as of `epoch` goes through, first the one that wins.
@@ -56,29 +87,36 @@ impl Layers {
         self.list.iter().map(|layer| layer.size_bytes).fold(size_bytes, u64::max)
     }
 
-    /// Ranges inside `pieces` that some layer still expects in the base, without overlap.
-    pub fn expected_in_base<O>(&self, pieces: &[Extent<O>]) -> Vec<(u64, u64)> {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
+    /// Ranges inside `pieces` that layers still expect in the base: epoch of the layer, first byte, end.
+    pub fn expected_in_base<O>(&self, pieces: &[Extent<O>]) -> Vec<(u32, u64, u64)> {
+        let mut ranges = Vec::new();
         for layer in &self.list {
             for piece in pieces {
                 let kept = layer.kept.range(piece.start, piece.end).filter(|kept| kept.source == Before::Base);
-                ranges.extend(kept.map(|kept| (kept.start, kept.end)));
+                ranges.extend(kept.map(|kept| (layer.epoch, kept.start, kept.end)));
             }
         }
-        ranges.sort_unstable();
-        let mut joined: Vec<(u64, u64)> = Vec::new();
-        for (start, end) in ranges {
-            match joined.last_mut() {
-                Some(last) if start <= last.1 => last.1 = last.1.max(end),
-                _ => joined.push((start, end)),
-            }
-        }
-        joined
+        ranges
     }
 
     /// What layers expect in the base between `start` and `end` is at `instead` from now on.
     pub fn replace_base(&mut self, start: u64, end: u64, instead: Before, ledger: &mut impl Ledger<Before>) {
-        for layer in &mut self.list {
+        let epochs: Vec<u32> = self.list.iter().map(|layer| layer.epoch).collect();
+        for epoch in epochs {
+            self.replace_base_of(epoch, start, end, instead, ledger);
+        }
+    }
+
+    /// As [`Layers::replace_base`], for the layer of one mark.
+    pub fn replace_base_of(
+        &mut self,
+        epoch: u32,
+        start: u64,
+        end: u64,
+        instead: Before,
+        ledger: &mut impl Ledger<Before>,
+    ) {
+        if let Some(layer) = self.of(epoch) {
             let of_base: Vec<Extent<Before>> =
                 layer.kept.range(start, end).filter(|kept| kept.source == Before::Base).collect();
             for kept in of_base {
@@ -92,7 +130,7 @@ impl Layers {
 
     /// What the layer of `epoch` has from the log at exactly `kept` is at `instead` from now on, where it still is so.
     pub fn replace_log(&mut self, epoch: u32, kept: &Extent<Before>, instead: u64, ledger: &mut impl Ledger<Before>) {
-        for layer in self.list.iter_mut().filter(|layer| layer.epoch == epoch) {
+        if let Some(layer) = self.of(epoch) {
             let same: Vec<Extent<Before>> = layer.kept.same(kept).collect();
             for piece in same {
                 let source = Before::Staged(instead + (piece.start - kept.start));
@@ -104,6 +142,7 @@ impl Layers {
     /// The mark of `epoch` needs nothing any more; `pending` are those that do, ascending. What an earlier one still sees through this layer goes to it.
     pub fn end(&mut self, epoch: u32, pending: &[u32], ledger: &mut impl Ledger<Before>) {
         let Ok(at) = self.list.binary_search_by_key(&epoch, |layer| layer.epoch) else { return };
+        self.dirty = true;
         let below = at.checked_sub(1).and_then(|below| self.list.get(below)).map_or(0, |layer| layer.epoch);
         let heir = pending.iter().rev().copied().find(|&mark| mark > below && mark < epoch);
         if let (Some(heir), Some(layer)) = (heir, self.list.get_mut(at)) {
@@ -254,10 +293,10 @@ mod tests {
         layers.newest().expect("begun").kept.insert(base(40, 50), &mut pins);
         let pieces =
             [Extent { start: 0, end: 20, source: Before::Zeros }, Extent { start: 25, end: 45, source: Before::Zeros }];
-        assert_eq!(layers.expected_in_base(&pieces), [(10, 20), (25, 30), (40, 45)]);
+        assert_eq!(layers.expected_in_base(&pieces), [(1, 10, 20), (1, 25, 30), (1, 40, 45)]);
         layers.replace_base(10, 20, Before::Staged(500), &mut pins);
         let kept: Vec<_> = layers.iter().flat_map(|layer| layer.kept.iter()).collect();
         assert_eq!(kept[0], Extent { start: 10, end: 20, source: Before::Staged(500) });
-        assert_eq!(layers.expected_in_base(&pieces), [(25, 30), (40, 45)]);
+        assert_eq!(layers.expected_in_base(&pieces), [(1, 25, 30), (1, 40, 45)]);
     }
 }

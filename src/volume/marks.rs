@@ -1,8 +1,7 @@
 //! Marks: the moments of snapshots in the log (I6). Taking one is an append and a few stores, whatever the volume holds.
 //!
 //! A mark pending means: what it needs stays readable ([`super::layers`], [`super::preserve`]) until it is published or given up. A mark also ends an
-//! epoch of changes ([`super::changes`]). Pending marks do not survive a mount: they are failed, and the next snapshot is incremental all the same, because
-//! the epochs do. A mark that costs too much is failed, loudly, before a writer is held up or refused: always the oldest.
+//! epoch of changes ([`super::changes`]). Pending marks outlive their mount ([`super::resume`]), those excepted that nobody had waited for. A mark that costs too much is failed, loudly, before a writer is held up or refused: always the oldest.
 
 use super::overlay::{Before, Extent, Ledger};
 use super::state::Parent;
@@ -12,6 +11,7 @@ use crate::device::clock;
 use crate::error::{Error, Result};
 use crate::log::Append;
 use crate::ondisk::group::{RecordKind, TIER_UNSET};
+use crate::ondisk::mark::PendingMark;
 use crate::ondisk::note::Marker;
 use crate::units::{FileId, Lsn, WallNs};
 use parking_lot::{Mutex, RwLock};
@@ -37,11 +37,26 @@ pub struct Mark {
     pub lsn: Lsn,
     pub wall: WallNs,
     pub(super) file_id_limit: u64,
+    /// Its file is in staging: it outlives its mount. Changed under `ending`.
+    noted: AtomicBool,
     ended: AtomicBool,
     failure: OnceLock<String>,
 }
 
 impl Mark {
+    pub(super) fn from_file(file: &PendingMark) -> Mark {
+        Mark {
+            snapshot: file.snapshot,
+            epoch: file.epoch,
+            lsn: file.lsn,
+            wall: file.wall,
+            file_id_limit: file.file_id_limit,
+            noted: AtomicBool::new(true),
+            ended: AtomicBool::new(false),
+            failure: OnceLock::new(),
+        }
+    }
+
     /// Why the engine gave this mark up, if it did.
     pub fn failure(&self) -> Option<String> {
         self.failure.get().cloned()
@@ -81,6 +96,7 @@ pub(super) struct Marks {
     listener: RwLock<Option<MarkListener>>,
     taken: AtomicU64,
     failed: AtomicU64,
+    replaying: AtomicBool,
     stall_us_max: AtomicU64,
     /// By powers of two of microseconds.
     stalls: [AtomicU64; STALL_BUCKETS],
@@ -120,6 +136,29 @@ impl Marks {
 
     pub fn pending_ids(&self) -> Vec<Uuid> {
         self.pending.lock().values().map(|mark| mark.snapshot).collect()
+    }
+
+    pub fn pending_epochs(&self) -> Vec<u32> {
+        self.pending.lock().keys().copied().collect()
+    }
+
+    /// A mark that an earlier mount left.
+    pub fn resume(&self, mark: Arc<Mark>) {
+        self.pending.lock().insert(mark.epoch, mark);
+    }
+
+    pub fn is_replaying(&self) -> bool {
+        self.replaying.load(Ordering::Relaxed)
+    }
+
+    /// Replay has come to this record: only marks before it are as if pending. None: replay is over.
+    pub fn activate(&self, reached: Option<Lsn>) {
+        let pending = self.pending.lock();
+        self.replaying.store(reached.is_some(), Ordering::Relaxed);
+        let before = pending.values().rev().find(|mark| reached.is_none_or(|lsn| mark.lsn < lsn));
+        let (epoch, limit) = before.map_or((0, 0), |mark| (mark.epoch, mark.file_id_limit));
+        self.file_id_limit.store(limit, Ordering::Release);
+        self.newest.store(epoch, Ordering::Release);
     }
 
     fn set_newest(&self, pending: &BTreeMap<u32, Arc<Mark>>) {
@@ -233,6 +272,7 @@ impl Volume {
             lsn: appended.lsn,
             wall: clock::wall_now(),
             file_id_limit,
+            noted: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             failure: OnceLock::new(),
         });
@@ -245,9 +285,19 @@ impl Volume {
         Ok(mark)
     }
 
-    /// Returns when the mark's group is durable: before that, what it holds may never have been (R16).
+    /// Returns when the mark's group is durable: before that, what it holds may never have been (R16). From then on the mark outlives its mount.
     pub fn wait_for_mark(&self, mark: &Mark) -> Result<()> {
-        self.log.sync_wait(mark.lsn)
+        self.log.sync_wait(mark.lsn)?;
+        let _one = self.marks.ending.lock();
+        mark.check()?;
+        if !mark.noted.load(Ordering::Acquire) {
+            let Mark { snapshot, lsn, wall, file_id_limit, epoch, .. } = *mark;
+            let volume = self.volume_id();
+            // Also when it fails half-way there may be a file, which then has to go with the mark.
+            mark.noted.store(true, Ordering::Release);
+            self.staging.note_mark(&PendingMark { volume, snapshot, lsn, wall, file_id_limit, epoch })?;
+        }
+        Ok(())
     }
 
     /// Oldest first.
@@ -311,6 +361,15 @@ impl Volume {
 
     fn end_mark(&self, mark: &Mark) {
         let _one = self.marks.ending.lock();
+        if !self.marks.pending.lock().contains_key(&mark.epoch) {
+            return;
+        }
+        if mark.noted.load(Ordering::Acquire)
+            && let Err(error) = self.staging.forget_mark(mark.epoch)
+        {
+            // The next mount would take it for pending; so what it needs must not change any more (I5).
+            self.log.fail_for(&error);
+        }
         let pending: Vec<u32> = {
             // Whoever keeps something for this mark has done so when this is held, and nobody does after.
             let _no_appends = self.appends.write();
@@ -329,6 +388,8 @@ impl Volume {
             if inner.layers.is_empty() && self.marks.files.lock().remove(&id) && inner.removed {
                 self.gone.lock().push(id);
             }
+            drop(inner);
+            self.list_dirty(&file);
         }
     }
 

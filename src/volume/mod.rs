@@ -4,7 +4,8 @@
 //! A change becomes a record in the log and an extent in its file's overlay ([`io`]). The coalescer applies durable extents to
 //! the base and takes them out of the overlay ([`coalesce`]); the mover copies base images between tiers ([`relocate`]); a checkpoint makes base,
 //! map and sizes durable, and only then frees old images and log segments ([`checkpoint`]). Opening replays the log ([`open`]).
-//! A snapshot's moment is a mark in the log ([`marks`]); what it needs is kept before it changes ([`preserve`]), and read from there ([`asof`]).
+//! A snapshot's moment is a mark in the log ([`marks`]); what it needs is kept before it changes ([`preserve`]), read from
+//! there ([`asof`]), and found again by the next mount ([`resume`]).
 //!
 //! # Locks, in the order in which they are taken
 //! 1. `checkpointing`: one checkpoint at a time.
@@ -43,6 +44,7 @@ mod preserve;
 mod readers;
 mod relocate;
 mod resize;
+mod resume;
 mod space;
 mod staging;
 mod state;

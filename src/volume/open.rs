@@ -38,7 +38,10 @@ pub struct Recovery {
     pub records_replayed: u64,
     /// File ids below this may have been issued before this mount (R12).
     pub file_id_limit_before: u64,
-    /// Snapshots that were in the making when the last mount ended: they are failed, and the next one is incremental all the same.
+    /// Snapshots in the making whose marks are pending as before.
+    pub pending_snapshots: Vec<Uuid>,
+    /// Snapshots in the making that the last mount took with it; the next one is incremental all the same. One that was given up shortly before may be
+    /// among them.
     pub failed_snapshots: Vec<Uuid>,
 }
 
@@ -149,6 +152,7 @@ impl Volume {
             records_replayed: groups.iter().map(|group| group.records.len() as u64).sum(),
             file_id_limit_before: meta.file_id_limit,
             failed_snapshots: Vec::new(),
+            pending_snapshots: Vec::new(),
         };
         let mounts = meta.mounts + 1;
         let log = Log::open(&fastest.device, geometry, meta.volume, mounts, options.payload_cache_bytes, replayed)?;
@@ -158,8 +162,11 @@ impl Volume {
         let mut volume = Volume::assemble(tiers, options, state, meta, log, staging);
         volume.after_crash = !recovery.was_clean;
         volume.count_space()?;
+        let removed = volume.load_marks()?;
         recovery.failed_snapshots = volume.replay(&groups)?;
-        volume.staging.clear()?;
+        volume.join_staged(&removed)?;
+        recovery.pending_snapshots = volume.marks.pending_ids();
+        recovery.failed_snapshots.retain(|snapshot| !recovery.pending_snapshots.contains(snapshot));
         volume.refresh_budgets()?;
         volume.begin_mount(mounts)?;
         volume.leave_room_for_next_recovery()?;
@@ -243,6 +250,7 @@ impl Volume {
                 // A change belongs to the epoch that the next marker ends.
                 let epoch = ahead.peek().map_or(last_epoch, |(_, marker)| marker.epoch);
                 self.marks.count_under(epoch, marked.floor);
+                self.replay_reaches(lsn);
                 if record.kind != RecordKind::Note {
                     let touch = (group.wall > checkpoint_wall).then_some(group.wall);
                     self.replay_record(group.address, lsn, record, touch)?;
@@ -289,10 +297,12 @@ impl Volume {
         let file = self.file_for_replay(record.file)?;
         let mut inner = file.write();
         let end = record.offset.saturating_add(record.length);
+        self.begin_change(record.file, &mut inner);
         match record.kind {
             RecordKind::Data if record.length > 0 => {
                 let position = position_of(group_address, record);
                 self.promise_holes_again(&mut inner, record.offset, end);
+                self.keep(record.file, &mut inner, record.offset, end);
                 self.note_change(&mut inner, record.offset, end);
                 let extent = Extent { start: record.offset, end, source: Source::Log(position) };
                 inner.overlay.insert(extent, &mut self.ledger());
@@ -330,7 +340,7 @@ impl Volume {
         Ok(())
     }
 
-    fn file_for_replay(&self, id: FileId) -> Result<Arc<File>> {
+    pub(super) fn file_for_replay(&self, id: FileId) -> Result<Arc<File>> {
         if let Some(file) = self.files.read().get(&id) {
             return Ok(file.clone());
         }
@@ -414,7 +424,7 @@ impl Volume {
         }
         self.check_writable()?;
         let last = self.log.last_lsn();
-        while self.fail_oldest_mark("the volume is being shut down") {}
+        self.leave_marks_pending()?;
         self.coalesce_all(&mut |_, _| {})?;
         self.checkpoint()?;
         self.checkpoint()?;

@@ -24,6 +24,7 @@ const LOG_BATCH_BYTES: u64 = 4 << 20;
 /// Bytes that a layer expects in a base which is about to change.
 struct Wanted {
     file: Arc<File>,
+    epoch: u32,
     start: u64,
     end: u64,
     tier: TierId,
@@ -48,7 +49,8 @@ impl Volume {
             inner.layers.begin(newest, inner.size_bytes, inner.mtime);
             self.marks.files.lock().insert(file);
         }
-        true
+        // Replay comes by records again whose changes a later layer knows of already.
+        !self.marks.is_replaying() || inner.layers.of(newest).is_some()
     }
 
     /// Bytes in `start..end` are about to change: where they are as of the newest mark is kept. The caller holds `appends` and the file's lock.
@@ -56,7 +58,11 @@ impl Volume {
         if !self.begin_change(file, inner) {
             return;
         }
-        let Some(layer) = inner.layers.newest() else { return };
+        let layer = match self.marks.is_replaying() {
+            true => inner.layers.of(self.marks.newest_for(file)),
+            false => inner.layers.newest(),
+        };
+        let Some(layer) = layer else { return };
         let end = end.min(layer.size_bytes);
         let mut ledger = self.kept_ledger();
         for (from, to) in layer.kept.gaps(start, end.max(start)) {
@@ -132,13 +138,13 @@ impl Volume {
         if inner.layers.is_empty() {
             return;
         }
-        for (start, end) in inner.layers.expected_in_base(pieces) {
+        for (epoch, start, end) in inner.layers.expected_in_base(pieces) {
             let mut at = start;
             while at < end {
                 let block = self.block_of(at);
                 let stop = (self.block_start(block) + self.block_bytes()).min(end);
                 if let Home::Tier(tier) = inner.map.get(block).home {
-                    wanted.push(Wanted { file: file.clone(), start: at, end: stop, tier });
+                    wanted.push(Wanted { file: file.clone(), epoch, start: at, end: stop, tier });
                 }
                 at = stop;
             }
@@ -155,7 +161,7 @@ impl Volume {
             self.read_base(piece.file.id(), piece.tier, piece.start, out)?;
             rest = behind;
             let (file, start, end) = (piece.file.id(), piece.start, piece.end);
-            entries.push(StagedEntry { file, start, end, at: 0, epoch: 0 });
+            entries.push(StagedEntry { file, start, end, at: 0, epoch: piece.epoch, of_base: true });
         }
         if self.may_have_lost(&losses) {
             return Ok(false);
@@ -163,8 +169,9 @@ impl Volume {
         let written = self.stage(entries, &data)?;
         let mut at = written.address;
         for piece in wanted {
-            let mut inner = piece.file.write();
-            inner.layers.replace_base(piece.start, piece.end, Before::Staged(at), &mut self.kept_ledger());
+            let (staged, mut ledger) = (Before::Staged(at), self.kept_ledger());
+            piece.file.write().layers.replace_base_of(piece.epoch, piece.start, piece.end, staged, &mut ledger);
+            self.list_dirty(&piece.file);
             at += piece.end - piece.start;
         }
         self.staging.let_go(&written);
@@ -251,12 +258,20 @@ impl Volume {
                 self.log.read(position, out)?;
             }
             rest = behind;
-            entries.push(StagedEntry { file: file.id(), start: kept.start, end: kept.end, at: 0, epoch: *epoch });
+            entries.push(StagedEntry {
+                file: file.id(),
+                start: kept.start,
+                end: kept.end,
+                at: 0,
+                epoch: *epoch,
+                of_base: false,
+            });
         }
         let written = self.stage(entries, &data)?;
         let mut at = written.address;
         for Pinned { file, epoch, kept } in pinned {
             file.write().layers.replace_log(*epoch, kept, at, &mut self.kept_ledger());
+            self.list_dirty(file);
             at += kept.len();
         }
         self.staging.let_go(&written);

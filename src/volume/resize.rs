@@ -293,24 +293,32 @@ impl Volume {
             return Ok(());
         }
         self.keep(id, &mut inner, 0, u64::MAX);
-        inner.cuts += 1;
-        inner.overlay.cut(0, u64::MAX, &mut self.ledger());
-        let blocks: Vec<(BlockNo, Place)> = inner.map.iter().collect();
-        for (block, place) in blocks {
-            if place.home == Home::Promised {
-                self.take_back_promises(&mut inner, &[block]);
-            }
-        }
+        self.drop_content(&mut inner);
         match inner.layers.is_empty() {
             true => self.gone.lock().push(id),
             // The mark's end sends it after. Until home has forgotten the name for good, nothing of it may be missing.
             false => self.marks.names_went.store(true, Ordering::Release),
         }
         drop(inner);
+        self.list_dirty(&file);
         if let Some(observer) = self.observer.read().as_ref() {
             observer.on_file_gone(file.id());
         }
         Ok(())
+    }
+}
+
+impl Volume {
+    /// Of a removed file: its records and promises are needed by nobody but its layers.
+    pub(super) fn drop_content(&self, inner: &mut Inner) {
+        inner.cuts += 1;
+        inner.overlay.cut(0, u64::MAX, &mut self.ledger());
+        let blocks: Vec<(BlockNo, Place)> = inner.map.iter().collect();
+        for (block, place) in blocks {
+            if place.home == Home::Promised {
+                self.take_back_promises(inner, &[block]);
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 use crate::device::{AlignedBuf, BackingFile, Device, OpenMode};
 use crate::error::{Error, Result};
 use crate::ondisk::bytes::put;
+use crate::ondisk::mark::PendingMark;
 use crate::ondisk::staged::{Batch, StagedEntry, batch_len, data_offset};
 use crate::units::{PAGE, PAGE_BYTES};
 use parking_lot::Mutex;
@@ -26,6 +27,8 @@ pub(super) struct Staging {
     /// One batch at a time; held across I/O, and never by the foreground.
     writing: Mutex<()>,
     table: Mutex<Table>,
+    /// What a mount found saved from bases; addresses in `at`.
+    saved_bases: Mutex<Vec<StagedEntry>>,
 }
 
 #[derive(Default)]
@@ -55,6 +58,17 @@ fn path_of(number: u64) -> String {
     format!("{DIR}/{number:08}.staged")
 }
 
+fn mark_path(epoch: u32) -> String {
+    format!("{DIR}/{epoch:08x}.mark")
+}
+
+/// The bytes of the batch at `from`, if they are all there.
+fn batch_at(bytes: &[u8], from: usize) -> Option<&[u8]> {
+    let rest = bytes.get(from..)?;
+    let len = Batch::len_of(rest).ok()?;
+    rest.get(..usize::try_from(len).ok()?)
+}
+
 fn split(address: u64) -> (u64, u64) {
     (address >> 32, address & 0xffff_ffff)
 }
@@ -62,25 +76,123 @@ fn split(address: u64) -> (u64, u64) {
 impl Staging {
     pub fn new(device: Arc<dyn Device>, volume: Uuid, incarnation: u64, limit_bytes: u64) -> Staging {
         let (limit_bytes, writing, table) = (AtomicU64::new(limit_bytes), Mutex::new(()), Mutex::default());
-        Staging { device, volume, incarnation, limit_bytes, writing, table }
+        Staging { device, volume, incarnation, limit_bytes, writing, table, saved_bases: Mutex::default() }
     }
 
     fn full(&self, path: &str) -> String {
         format!("{}/{path}", self.device.path())
     }
 
+    fn names(&self, ending: &str) -> Result<Vec<String>> {
+        match self.device.list(DIR) {
+            Ok(names) => Ok(names.into_iter().filter(|name| name.ends_with(ending)).collect()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(Error::io("list", self.full(DIR), error)),
+        }
+    }
+
     /// Removes what an earlier mount left.
     pub fn clear(&self) -> Result<()> {
-        let names = match self.device.list(DIR) {
-            Ok(names) => names,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(Error::io("list", self.full(DIR), error)),
+        self.names(".staged")?.iter().try_for_each(|name| self.remove_file(&format!("{DIR}/{name}")))
+    }
+
+    fn remove_file(&self, path: &str) -> Result<()> {
+        self.device.remove_file(path).map_err(|e| Error::io("remove", self.full(path), e))
+    }
+
+    fn read_whole(&self, path: &str) -> Result<(Arc<dyn BackingFile>, AlignedBuf, usize)> {
+        let fail = |error| Error::io("read", self.full(path), error);
+        let mode = OpenMode { direct: true, ..OpenMode::default() };
+        let file = self.device.open(path, mode).map_err(fail)?;
+        let len = usize::try_from(file.len().map_err(fail)?).unwrap_or(usize::MAX);
+        let mut bytes = AlignedBuf::zeroed(len);
+        let got = file.read_at(&mut bytes, 0).map_err(fail)?;
+        Ok((file, bytes, got.min(len)))
+    }
+
+    /// The mark is pending from now on, until [`Staging::forget_mark`], whatever happens to this mount.
+    pub fn note_mark(&self, mark: &PendingMark) -> Result<()> {
+        let path = mark_path(mark.epoch);
+        self.make_dir()?;
+        let write = || -> std::io::Result<()> {
+            let file = self.device.open(&path, OpenMode { create: true, ..OpenMode::default() })?;
+            file.write_all_at(&mark.encode(), 0)?;
+            file.sync_data()?;
+            self.device.sync_dir(DIR)
         };
-        for name in names.iter().filter(|name| name.ends_with(".staged")) {
+        write().map_err(|e| Error::io("write", self.full(&path), e))
+    }
+
+    /// Returns when no mount will take the mark for a pending one any more.
+    pub fn forget_mark(&self, epoch: u32) -> Result<()> {
+        let path = mark_path(epoch);
+        match self.device.remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", self.full(&path), error));
+            }
+            // It may never have been written, when that failed.
+            Err(_) => return Ok(()),
+            Ok(()) => {}
+        }
+        self.device.sync_dir(DIR).map_err(|e| Error::io("sync", self.full(DIR), e))
+    }
+
+    /// Marks whose files an earlier mount left. A file that was cut short is of a mark that nobody was told of.
+    pub fn pending_marks(&self) -> Result<Vec<PendingMark>> {
+        let mut marks = Vec::new();
+        for name in self.names(".mark")? {
             let path = format!("{DIR}/{name}");
-            self.device.remove_file(&path).map_err(|e| Error::io("remove", self.full(&path), e))?;
+            let (_, bytes, len) = self.read_whole(&path)?;
+            match PendingMark::decode(bytes.get(..len).unwrap_or_default()) {
+                Ok(mark) if mark.volume == self.volume && mark_path(mark.epoch) == path => marks.push(mark),
+                _ => self.remove_file(&path)?,
+            }
+        }
+        marks.sort_by_key(|mark| mark.epoch);
+        Ok(marks)
+    }
+
+    /// Takes over the batches that an earlier mount left. No batch is added to its files.
+    pub fn load(&self) -> Result<()> {
+        for name in self.names(".staged")? {
+            let path = format!("{DIR}/{name}");
+            let number = name.strip_suffix(".staged").and_then(|number| number.parse::<u64>().ok());
+            let Some(number) = number.filter(|&number| path_of(number) == path) else { continue };
+            let (file, bytes, _) = self.read_whole(&path)?;
+            let (mut end, mut page_crcs) = (0, Vec::new());
+            let mut saved = self.saved_bases.lock();
+            // The first batch that does not verify was being written when the mount ended: nobody relied on it.
+            while let Some(batch_bytes) = batch_at(&bytes, end)
+                && let Ok(batch) = Batch::decode(batch_bytes)
+                && batch.volume == self.volume
+            {
+                let start = number << 32 | end as u64;
+                let of_base = batch.entries.iter().filter(|entry| entry.of_base);
+                saved.extend(of_base.map(|entry| StagedEntry { at: start + entry.at, ..*entry }));
+                page_crcs.extend(batch_bytes.chunks_exact(PAGE).map(crc32c::crc32c));
+                end += batch_bytes.len();
+            }
+            let mut table = self.table.lock();
+            table.next = table.next.max(number);
+            table.files.insert(number, StagingFile { file, end: end as u64, live_bytes: 0, page_crcs });
         }
         Ok(())
+    }
+
+    /// What [`Staging::load`] found saved from bases, with addresses for offsets.
+    pub fn take_saved_bases(&self) -> Vec<StagedEntry> {
+        std::mem::take(&mut *self.saved_bases.lock())
+    }
+
+    /// Are so many bytes there at this address?
+    pub fn holds(&self, address: u64, len: u64) -> bool {
+        let (number, offset) = split(address);
+        self.table.lock().files.get(&number).is_some_and(|file| offset + len <= file.end)
+    }
+
+    fn make_dir(&self) -> Result<()> {
+        self.device.create_dir_all(DIR).map_err(|e| Error::io("create", self.full(DIR), e))?;
+        self.device.sync_dir("").map_err(|e| Error::io("sync", self.full(""), e))
     }
 
     pub fn set_limit(&self, bytes: u64) {
@@ -149,12 +261,10 @@ impl Staging {
             table.next
         };
         let path = path_of(number);
-        self.device.create_dir_all(DIR).map_err(|e| Error::io("create", self.full(DIR), e))?;
+        self.make_dir()?;
         let mode = OpenMode { create: true, direct: true, ..OpenMode::default() };
         let file = self.device.open(&path, mode).map_err(|e| Error::io("create", self.full(&path), e))?;
-        for dir in [DIR, ""] {
-            self.device.sync_dir(dir).map_err(|e| Error::io("sync", self.full(dir), e))?;
-        }
+        self.device.sync_dir(DIR).map_err(|e| Error::io("sync", self.full(DIR), e))?;
         let mut table = self.table.lock();
         let entry = StagingFile { file: file.clone(), end: 0, live_bytes: 0, page_crcs: Vec::new() };
         table.files.insert(number, entry);
@@ -199,12 +309,17 @@ impl Staging {
 
     /// Files that nothing points into any more. They never will again.
     pub fn unneeded(&self) -> Vec<u64> {
-        let _turn = self.writing.lock();
+        // Whoever is writing writes to the current file.
+        let turn = self.writing.try_lock();
         let mut table = self.table.lock();
-        let numbers: Vec<u64> =
-            table.files.iter().filter(|(_, file)| file.live_bytes <= 0).map(|(&number, _)| number).collect();
-        if table.current.is_some_and(|current| numbers.contains(&current)) {
+        let current = table.current;
+        if turn.is_some() {
             table.current = None;
+        }
+        let unneeded = table.files.iter().filter(|(_, file)| file.live_bytes <= 0).map(|(&number, _)| number);
+        let numbers: Vec<u64> = unneeded.filter(|number| turn.is_some() || Some(*number) != current).collect();
+        if !current.is_some_and(|current| numbers.contains(&current)) {
+            table.current = current;
         }
         numbers
     }
@@ -217,8 +332,7 @@ impl Staging {
     pub fn remove(&self, numbers: &[u64]) -> Result<()> {
         for &number in numbers {
             self.table.lock().files.remove(&number);
-            let path = path_of(number);
-            self.device.remove_file(&path).map_err(|e| Error::io("remove", self.full(&path), e))?;
+            self.remove_file(&path_of(number))?;
         }
         Ok(())
     }
@@ -237,7 +351,7 @@ mod tests {
     }
 
     fn entry(len: u64) -> Vec<StagedEntry> {
-        vec![StagedEntry { file: FileId(1), start: 0, end: len, at: 0, epoch: 1 }]
+        vec![StagedEntry { file: FileId(1), start: 0, end: len, at: 0, epoch: 1, of_base: true }]
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::changes::{ChangeMap, row_is_needed};
 use crate::device::{BackingFile, Device, OpenMode};
 use crate::error::{Error, Result};
 use crate::log::RedoPoint;
+use crate::ondisk::kept::KeptRow;
 use crate::ondisk::rows::{FILE_ROW_LEN, FileRow, MAP_CHUNK_BLOCKS};
 use crate::units::{FileId, WallNs};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
@@ -21,6 +22,9 @@ const MAP: TableDefinition<(u64, u32), &[u8; MAP_CHUNK_BLOCKS]> = TableDefinitio
 
 /// See `ondisk::changes`.
 const CHANGES: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("changes");
+
+/// See `ondisk::kept`.
+const LAYERS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("layers");
 
 /// One chunk of a block map as it is stored.
 pub type ChunkBytes = [u8; MAP_CHUNK_BLOCKS];
@@ -86,6 +90,8 @@ pub struct Changes {
     pub chunks: Vec<(FileId, u32, ChunkBytes)>,
     /// Rows of changed pages.
     pub pages: Vec<(FileId, u32, Vec<u8>)>,
+    /// All layers of a file, by epoch.
+    pub layers: Vec<(FileId, Vec<(u32, Vec<u8>)>)>,
     pub gone: Vec<FileId>,
 }
 
@@ -229,6 +235,15 @@ impl State {
             for (id, index, row) in &changes.pages {
                 pages.insert((id.0, *index), row.as_slice()).map_err(|e| self.failed(e))?;
             }
+            let mut layers = write.open_table(LAYERS).map_err(|e| self.failed(e))?;
+            for id in changes.layers.iter().map(|(id, _)| id).chain(&changes.gone) {
+                layers.retain_in((id.0, 0)..=(id.0, u32::MAX), |_, _| false).map_err(|e| self.failed(e))?;
+            }
+            for (id, rows) in changes.layers.iter().filter(|(id, _)| !changes.gone.contains(id)) {
+                for (epoch, row) in rows {
+                    layers.insert((id.0, *epoch), row.as_slice()).map_err(|e| self.failed(e))?;
+                }
+            }
             for id in &changes.gone {
                 pages.retain_in((id.0, 0)..=(id.0, u32::MAX), |_, _| false).map_err(|e| self.failed(e))?;
                 files.remove(id.0).map_err(|e| self.failed(e))?;
@@ -276,27 +291,37 @@ impl State {
 
     /// Reads what is known of a file's changed pages.
     pub fn changes_of(&self, id: FileId, changes: &mut ChangeMap) -> Result<()> {
-        self.read_changes((id.0, 0)..=(id.0, u32::MAX), &mut |_, index, row| {
+        self.read_rows(CHANGES, (id.0, 0)..=(id.0, u32::MAX), &mut |_, index, row| {
             changes.load_piece(index, row).map_err(|e| self.failed(format!("changes of file {id}: {}", e.0)))
+        })
+    }
+
+    /// Every layer of every file, by file and epoch.
+    pub fn for_each_layer(&self, visit: &mut dyn FnMut(FileId, u32, KeptRow)) -> Result<()> {
+        self.read_rows(LAYERS, (0, 0)..=(u64::MAX, u32::MAX), &mut |id, epoch, row| {
+            let row = KeptRow::decode(row);
+            visit(id, epoch, row.map_err(|e| self.failed(format!("what is kept of file {id}: {}", e.0)))?);
+            Ok(())
         })
     }
 
     /// Every row of changed pages.
     pub fn for_each_change(&self, visit: &mut dyn FnMut(FileId, &[u8])) -> Result<()> {
-        self.read_changes((0, 0)..=(u64::MAX, u32::MAX), &mut |id, _, row| {
+        self.read_rows(CHANGES, (0, 0)..=(u64::MAX, u32::MAX), &mut |id, _, row| {
             visit(id, row);
             Ok(())
         })
     }
 
-    fn read_changes(
+    fn read_rows(
         &self,
+        table: TableDefinition<'static, (u64, u32), &'static [u8]>,
         range: std::ops::RangeInclusive<(u64, u32)>,
         visit: &mut dyn FnMut(FileId, u32, &[u8]) -> Result<()>,
     ) -> Result<()> {
         self.guarded(|| {
             let read = self.db()?.begin_read().map_err(|e| self.failed(e))?;
-            let table = match read.open_table(CHANGES) {
+            let table = match read.open_table(table) {
                 Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
                 table => table.map_err(|e| self.failed(e))?,
             };

@@ -5,7 +5,7 @@ use crate::harness::{BLOCK, FILES, Harness, Model, Op, Random, options, tiers};
 use heatfs::device::sim::SimWorld;
 use heatfs::units::FileId;
 use heatfs::volume::{Mark, Volume};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -16,6 +16,14 @@ pub type Contents = BTreeMap<FileId, Vec<u8>>;
 pub struct Marked {
     pub mark: Arc<Mark>,
     pub then: Contents,
+    /// Files without a name that a crash has brought back: they may be listed.
+    pub nameless: BTreeSet<FileId>,
+}
+
+impl Marked {
+    pub fn new(mark: Arc<Mark>, then: Contents) -> Marked {
+        Marked { mark, then, nameless: BTreeSet::new() }
+    }
 }
 
 /// Contents by id, of those files that have any.
@@ -28,8 +36,11 @@ pub fn by_id(ids: &[FileId], model: &Model) -> Contents {
 pub fn check_mark(volume: &Volume, marked: &Marked, what: &str) {
     volume.wait_for_mark(&marked.mark).expect("the mark becomes durable");
     let files = volume.files_at(&marked.mark).unwrap_or_else(|error| panic!("{what}: {error}"));
-    let sizes: BTreeMap<FileId, u64> =
-        files.iter().filter(|at| at.size_bytes > 0).map(|at| (at.file, at.size_bytes)).collect();
+    let sizes: BTreeMap<FileId, u64> = files
+        .iter()
+        .filter(|at| at.size_bytes > 0 && !marked.nameless.contains(&at.file))
+        .map(|at| (at.file, at.size_bytes))
+        .collect();
     let expected: BTreeMap<FileId, u64> = marked.then.iter().map(|(&id, then)| (id, then.len() as u64)).collect();
     assert_eq!(sizes, expected, "{what}: files and sizes at mark {}", marked.mark.epoch);
     for (&id, then) in &marked.then {
@@ -80,6 +91,7 @@ pub struct Run {
     pub pending: Vec<Marked>,
     pub parents: BTreeMap<Uuid, Contents>,
     pub random: Random,
+    removed: BTreeSet<FileId>,
     next_snapshot: u128,
 }
 
@@ -91,14 +103,8 @@ impl Run {
 
     pub fn over(harness: Harness, seed: u64) -> Run {
         let random = Random(seed.wrapping_mul(77));
-        Run {
-            harness,
-            model: Model::default(),
-            pending: Vec::new(),
-            parents: BTreeMap::new(),
-            random,
-            next_snapshot: 1,
-        }
+        let (pending, parents, removed) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+        Run { harness, model: Model::default(), pending, parents, random, removed, next_snapshot: 1 }
     }
 
     pub fn then(&self) -> Contents {
@@ -109,13 +115,13 @@ impl Run {
         let snapshot = Uuid::from_u128(self.next_snapshot);
         self.next_snapshot += 1;
         let mark = self.harness.volume().mark(snapshot).expect("a mark is taken");
-        self.pending.push(Marked { mark, then: self.then() });
+        self.pending.push(Marked::new(mark, self.then()));
     }
 
     /// Ends one of the pending marks, half of them as published.
     pub fn end_mark(&mut self) {
         let nth = self.random.below(self.pending.len() as u64) as usize;
-        let Marked { mark, then } = self.pending.remove(nth);
+        let Marked { mark, then, .. } = self.pending.remove(nth);
         if self.random.below(2) == 0 {
             return self.harness.volume().release_mark(&mark);
         }
@@ -130,13 +136,25 @@ impl Run {
     pub fn remove(&mut self, n: usize) {
         let volume = self.harness.volume().clone();
         volume.remove(self.harness.ids[n]).expect("removes");
+        self.removed.insert(self.harness.ids[n]);
         self.harness.ids[n] = volume.issue_file_id().expect("an id");
         self.model.files[n].clear();
     }
 
+    /// Marks that were waited for outlive their mount.
     pub fn reopen(&mut self, index: usize, clean: bool) {
-        self.pending.clear();
+        for marked in &self.pending {
+            self.harness.volume().wait_for_mark(&marked.mark).expect("durable");
+        }
         self.harness.run(index, &Op::Reopen { clean }).expect("reopens");
+        let resumed = self.harness.volume().pending_marks();
+        assert_eq!(resumed.len(), self.pending.len(), "marks after a mount");
+        for (marked, mark) in self.pending.iter_mut().zip(resumed) {
+            assert_eq!(mark.snapshot, marked.mark.snapshot);
+            marked.mark = mark;
+            // Those that were removed before the mark, that is.
+            marked.nameless.extend(self.removed.iter().filter(|id| !marked.then.contains_key(id)));
+        }
         // What was removed shortly before the stop is back, without a name.
         let volume = self.harness.volume();
         let known = self.harness.ids.iter().copied().collect();
@@ -155,7 +173,7 @@ impl Run {
                 let n = self.random.below(FILES as u64) as usize;
                 self.remove(n);
             }
-            6 if self.random.below(6) == 0 => {
+            6 if self.random.below(3) == 0 => {
                 let clean = self.random.below(2) == 0;
                 self.reopen(index, clean);
             }

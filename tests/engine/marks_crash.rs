@@ -5,13 +5,14 @@ use crate::harness::{FILES, Harness, Model, Op, Random};
 use crate::marks::{Contents, Marked, by_id, check_changes, check_mark};
 use heatfs::device::sim::{SimWorld, Survival};
 use heatfs::units::FileId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Op(Op),
     Mark,
+    Wait,
     Publish,
     Release,
 }
@@ -24,6 +25,10 @@ struct Ended {
     /// Contents at every mark that was taken, and which of them were acknowledged as published.
     marked: BTreeMap<Uuid, Contents>,
     published: Vec<Uuid>,
+    /// Marks that were waited for and not ended.
+    waited: BTreeSet<Uuid>,
+    /// Marks whose end was acknowledged.
+    ended: BTreeSet<Uuid>,
 }
 
 fn steps(seed: u64, count: usize) -> Vec<Step> {
@@ -33,6 +38,7 @@ fn steps(seed: u64, count: usize) -> Vec<Step> {
             0 | 1 => Step::Mark,
             2 => Step::Publish,
             3 if random.below(2) == 0 => Step::Release,
+            4 => Step::Wait,
             _ => Step::Op(random.op(false)),
         })
         .collect()
@@ -40,7 +46,7 @@ fn steps(seed: u64, count: usize) -> Vec<Step> {
 
 fn take(harness: &Harness, step: usize, pending: &mut Vec<Marked>, then: Contents) -> heatfs::error::Result<()> {
     let mark = harness.volume().mark(Uuid::from_u128(step as u128))?;
-    pending.push(Marked { mark, then });
+    pending.push(Marked::new(mark, then));
     Ok(())
 }
 
@@ -49,7 +55,9 @@ fn run_until_crash(world: &SimWorld, ids: &[FileId], steps: &[Step], crash_at: u
     let world = world.fork();
     world.crash_at(crash_at);
     let (marked, published) = (BTreeMap::new(), Vec::new());
-    let mut ended = Ended { world: world.clone(), begun: 0, acknowledged: 0, marked, published };
+    let (waited, released) = (BTreeSet::new(), BTreeSet::new());
+    let mut ended =
+        Ended { world: world.clone(), begun: 0, acknowledged: 0, marked, published, waited, ended: released };
     let Ok(mut harness) = Harness::open(world.clone(), ids.to_vec()) else { return Some(ended) };
     let (mut model, mut pending) = (Model::default(), Vec::new());
     for (index, step) in steps.iter().enumerate() {
@@ -66,20 +74,33 @@ fn run_until_crash(world: &SimWorld, ids: &[FileId], steps: &[Step], crash_at: u
             }
             Step::Publish if !pending.is_empty() => {
                 let Marked { mark, .. } = pending.remove(0);
+                ended.waited.remove(&mark.snapshot);
                 let volume = harness.volume();
                 let result = volume.wait_for_mark(&mark).and_then(|()| volume.publish_mark(&mark, None));
                 if result.is_ok() {
                     // A mark that is durable makes all before it durable.
                     ended.acknowledged = ended.acknowledged.max(mark.snapshot.as_u128() as usize);
                     ended.published.push(mark.snapshot);
+                    ended.ended.insert(mark.snapshot);
                 }
                 result
             }
             Step::Release if !pending.is_empty() => {
-                harness.volume().release_mark(&pending.remove(0).mark);
+                let Marked { mark, .. } = pending.remove(0);
+                ended.waited.remove(&mark.snapshot);
+                harness.volume().release_mark(&mark);
+                ended.ended.extend((!world.crashed()).then_some(mark.snapshot));
                 Ok(())
             }
-            Step::Mark | Step::Publish | Step::Release => Ok(()),
+            Step::Wait if !pending.is_empty() => {
+                let mark = &pending[pending.len() - 1].mark;
+                let result = harness.volume().wait_for_mark(mark);
+                if result.is_ok() {
+                    ended.waited.insert(mark.snapshot);
+                }
+                result
+            }
+            Step::Mark | Step::Wait | Step::Publish | Step::Release => Ok(()),
         };
         if world.crashed() {
             return Some(ended);
@@ -102,17 +123,33 @@ fn check_recovery(ended: &Ended, ids: &[FileId], steps: &[Step], survival: Survi
         matches |= index + 1 >= ended.acknowledged && model == seen;
     }
     assert!(matches, "{what}: contents are no prefix of what was written");
+    // I4: marks that were waited for are pending as before, and read as they did.
+    let resumed = volume.pending_marks();
+    for snapshot in &ended.waited {
+        assert!(resumed.iter().any(|mark| mark.snapshot == *snapshot), "{what}: {snapshot} is not pending any more");
+    }
+    for mark in resumed {
+        assert!(!ended.ended.contains(&mark.snapshot), "{what}: {} is pending again", mark.snapshot);
+        let then = ended.marked[&mark.snapshot].clone();
+        let marked = Marked::new(mark, then);
+        check_mark(volume, &marked, what);
+    }
     // Whoever published a later one just before the crash may have sent it away.
     let newest = ended.published.iter().max();
     let known = |parent: &Uuid| ended.marked.range(*parent..).any(|(later, _)| volume.knows_parent(*later));
     assert!(newest.is_none_or(known), "{what}: a published parent is forgotten");
     let mark = volume.mark(Uuid::from_u128(1 << 100)).unwrap_or_else(|error| panic!("{what}: {error}"));
-    let marked = Marked { mark, then: by_id(ids, &seen) };
+    let marked = Marked::new(mark, by_id(ids, &seen));
     check_mark(volume, &marked, what);
     for (parent, before) in ended.marked.iter().filter(|(parent, _)| volume.knows_parent(**parent)) {
         check_changes(volume, &marked, *parent, before, what);
     }
-    volume.release_mark(&marked.mark);
+    volume.coalesce_all(&mut |_, _| {}).unwrap_or_else(|error| panic!("{what}: {error}"));
+    for mark in volume.pending_marks() {
+        let then = ended.marked.get(&mark.snapshot).unwrap_or(&marked.then).clone();
+        check_mark(volume, &Marked::new(mark.clone(), then), what);
+        volume.release_mark(&mark);
+    }
     volume.sweep_abandoned().unwrap_or_else(|error| panic!("{what}: {error}"));
     volume.coalesce_all(&mut |_, _| {}).unwrap_or_else(|error| panic!("{what}: {error}"));
     volume.checkpoint().unwrap_or_else(|error| panic!("{what}: {error}"));

@@ -99,7 +99,7 @@ fn capture(volume: &Volume, ids: &[FileId], models: &Models, seed: u64, rounds: 
         let taken = {
             let _still = models.still.write();
             let mark = volume.mark(Uuid::from_u128(round)).expect("a mark is taken");
-            Marked { mark, then: models.then(ids) }
+            Marked::new(mark, models.then(ids))
         };
         pending.push(taken);
         for marked in &pending {
@@ -112,7 +112,7 @@ fn capture(volume: &Volume, ids: &[FileId], models: &Models, seed: u64, rounds: 
         }
         while pending.len() > usize::try_from(random.below(3)).expect("small") {
             let nth = usize::try_from(random.below(pending.len() as u64)).expect("small");
-            let Marked { mark, then } = pending.remove(nth);
+            let Marked { mark, then, .. } = pending.remove(nth);
             if random.below(2) == 0 {
                 volume.release_mark(&mark);
             } else {
