@@ -130,7 +130,7 @@ impl<'w> FileUpdate<'w> {
         let keep = self.keep.min(len);
         if keep < before {
             self.keep = keep;
-            self.cut_waits = keep % LEAF_BYTES != 0;
+            self.cut_waits = !keep.is_multiple_of(LEAF_BYTES);
         }
     }
 

@@ -15,8 +15,6 @@ use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use std::borrow::Cow;
 
 const NONCE_BYTES: usize = 24;
-/// What sealing adds.
-pub const SEAL_BYTES: usize = NONCE_BYTES + 16;
 /// A key file holds at least this much.
 pub const KEY_FILE_BYTES_MIN: usize = 32;
 
@@ -96,7 +94,7 @@ mod tests {
     fn sealed_bytes_open_only_in_their_place_and_whole() {
         let keys = Keys::new(&[7; 32], true);
         let sealed = keys.seal(b"here", b"secret".to_vec()).expect("sealed");
-        assert_eq!(sealed.len(), 6 + SEAL_BYTES);
+        assert_eq!(sealed.len(), 6 + NONCE_BYTES + 16);
         assert_eq!(keys.open(b"here", &sealed).as_deref(), Some(b"secret".as_slice()));
         assert_eq!(keys.open(b"there", &sealed), None);
         for bit in 0..sealed.len() * 8 {

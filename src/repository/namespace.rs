@@ -136,6 +136,10 @@ impl<'a> Walk<'a> {
     }
 
     /// The next path and its entry.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "each step may fail; an iterator of results would go on after an error"
+    )]
     pub fn next(&mut self) -> Result<Option<(Vec<u8>, Entry)>> {
         loop {
             let (Some(root), Some((key, value))) = (self.root, self.cursor.next()?) else { return Ok(None) };

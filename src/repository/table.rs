@@ -248,12 +248,15 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// Told of a key with its values before and after.
+pub type OnDifference<'c> = dyn FnMut(&[u8], Option<&[u8]>, Option<&[u8]>) -> Result<()> + 'c;
+
 /// Calls for each key whose value differs, in order, with the values before and after. Equal nodes are not read.
 pub fn diff(
     source: &dyn NodeSource,
     before: Option<&ObjectRef>,
     after: Option<&ObjectRef>,
-    call: &mut dyn FnMut(&[u8], Option<&[u8]>, Option<&[u8]>) -> Result<()>,
+    call: &mut OnDifference<'_>,
 ) -> Result<()> {
     let (mut a, mut b): (Vec<_>, Vec<_>) =
         (before.copied().into_iter().collect(), after.copied().into_iter().collect());
@@ -274,8 +277,8 @@ pub fn diff(
             (None, Some(_)) => std::cmp::Ordering::Greater,
             (Some((x, _)), Some((y, _))) => x.cmp(y),
         };
-        let old = if order.is_le() { std::mem::replace(&mut x, None) } else { None };
-        let new = if order.is_ge() { std::mem::replace(&mut y, None) } else { None };
+        let old = if order.is_le() { x.take() } else { None };
+        let new = if order.is_ge() { y.take() } else { None };
         if let Some((key, _)) = old.as_ref().or(new.as_ref()) {
             let (old, new) = (old.as_ref().map(|e| e.1.as_slice()), new.as_ref().map(|e| e.1.as_slice()));
             if old != new {
