@@ -156,14 +156,23 @@ pub(super) struct FileHistory {
 }
 
 /// All files with records, in the order of their ids.
-#[derive(Default)]
 pub(super) struct History {
     pub(super) files: BTreeMap<FileId, FileHistory>,
-    /// No further shard begins as a fine one until memory was looked at again.
-    pub(super) is_full: bool,
+    /// Fine shards, never fewer than there are, and how many there may be.
+    fine: usize,
+    fine_max: usize,
 }
 
 impl History {
+    pub(super) fn new(fine_max: usize) -> History {
+        History { files: BTreeMap::new(), fine: 0, fine_max }
+    }
+
+    /// After files were put in.
+    pub(super) fn recount(&mut self) {
+        self.fine = self.shards();
+    }
+
     pub(super) fn count(&mut self, access: &Access, block_bytes: u32, times: u16) {
         let history = self.files.entry(access.file).or_default();
         for BlockNo(block) in access.blocks(block_bytes) {
@@ -173,11 +182,14 @@ impl History {
                 merged.record.count(access.is_write, access.is_sequential, times);
                 continue;
             }
-            if self.is_full && !history.shards.contains_key(&number) {
+            // Also within an epoch there are never more than memory is for.
+            let is_new = !history.shards.contains_key(&number);
+            if is_new && self.fine >= self.fine_max {
                 let merged = history.merged.entry(number).or_insert(Merged::of(BlockRecord::default()));
                 merged.record.count(access.is_write, access.is_sequential, times);
                 continue;
             }
+            self.fine += usize::from(is_new);
             let shard = history.shards.entry(number).or_insert_with(Shard::new);
             if let Some(record) = shard.records.get_mut(place_in_shard(block)) {
                 record.count(access.is_write, access.is_sequential, times);
@@ -219,8 +231,9 @@ impl History {
         }
     }
 
-    /// Clears the counters, forgets shards that are as good as never touched, and merges and splits so that at most `fine_max` are fine.
-    pub(super) fn begin_epoch(&mut self, fine_max: usize) {
+    /// Clears the counters, forgets shards that are as good as never touched, and merges and splits so that no more are fine than may be.
+    pub(super) fn begin_epoch(&mut self) {
+        let fine_max = self.fine_max;
         for history in self.files.values_mut() {
             for shard in history.shards.values_mut() {
                 shard.records.iter_mut().for_each(BlockRecord::begin_epoch);
@@ -235,7 +248,7 @@ impl History {
         }
         self.split_hot(fine_max);
         self.merge_cold(fine_max);
-        self.is_full = self.shards() >= fine_max;
+        self.recount();
         self.forget_cold(fine_max.saturating_mul(MERGED_PER_FINE));
     }
 

@@ -174,7 +174,7 @@ impl Forecast {
         Forecast {
             settings,
             factors: decay_factors(),
-            history: History::default(),
+            history: History::new(settings.shards_max),
             seasons: Seasons::default(),
             training: Training::new(settings.seed),
             forest: None,
@@ -271,7 +271,7 @@ impl Forecast {
         self.score_batch(&mut blocks, &mut values, &mut sample, each);
         self.history.files = files;
         self.training.wait_for(sample, around.mean_rate);
-        self.history.begin_epoch(self.settings.shards_max);
+        self.history.begin_epoch();
         self.model_state()
     }
 

@@ -93,6 +93,7 @@ impl Forecast {
             let (id, file) = get_file(from)?;
             self.history.files.insert(id, file);
         }
+        self.history.recount();
         let len = get_u32(from)?;
         if len > FOREST_BYTES_MAX {
             return Err(nonsense("a forest that is too large"));
