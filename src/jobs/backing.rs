@@ -271,9 +271,10 @@ pub(super) fn exists(path: &Path) -> Result<bool> {
     }
 }
 
-/// Removes the log and the state from the fastest tier.
+/// Removes the log, the state and what was saved for snapshots in the making from the fastest tier.
 pub(super) fn remove_engine_files(fastest: &Path) -> Result<()> {
     remove_tree(&fastest.join("log"))?;
+    remove_tree(&fastest.join("staging"))?;
     VOLUME_FILES.iter().try_for_each(|name| remove_file(&fastest.join(name)))
 }
 

@@ -165,6 +165,8 @@ fn prepare(plan: &ReleasePlan, backing: &Backing, id: &mut VolumeIdentity, watch
     *id = begin_run(&backing.places)?;
     watch.step("open")?;
     let (volume, _) = Volume::open(backing.engine_tiers(), plan.options.clone())?;
+    // Snapshots in the making end here: what is kept for them goes with the volume.
+    volume.pending_marks().iter().for_each(|mark| volume.release_mark(mark));
     gather::all(backing, origin, id.volume, &volume, watch)?;
     watch.step("engine down")?;
     volume.shut_down()?;

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::units::{FileId, WallNs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
@@ -38,14 +39,19 @@ impl Inner {
 }
 
 impl Volume {
+    /// No lock of a file is waited for under that of the table.
+    pub(super) fn files_in_memory(&self) -> Vec<Arc<File>> {
+        self.files.read().values().cloned().collect()
+    }
+
     /// Every file that the engine knew at the mark, by id: those of size 0 have no data; files that were never written are perhaps not listed.
     pub fn files_at(&self, mark: &Mark) -> Result<Vec<FileAt>> {
         self.check_mark(mark)?;
         let mut found = BTreeMap::new();
         let in_memory = |found: &mut BTreeMap<FileId, FileAt>| {
-            for (&file, entry) in self.files.read().iter() {
+            for entry in self.files_in_memory() {
                 let (size_bytes, mtime) = entry.read().attributes_at(mark);
-                found.insert(file, FileAt { file, size_bytes, mtime });
+                found.insert(entry.id(), FileAt { file: entry.id(), size_bytes, mtime });
             }
         };
         in_memory(&mut found);
@@ -210,9 +216,9 @@ impl Volume {
         let Some(epoch) = self.parent_epoch(parent) else { return Ok(None) };
         let mut changed = BTreeSet::new();
         let in_memory = |changed: &mut BTreeSet<FileId>| {
-            for (&id, file) in self.files.read().iter() {
+            for file in self.files_in_memory() {
                 if file.read().changes.is_changed_since(epoch) {
-                    changed.insert(id);
+                    changed.insert(file.id());
                 }
             }
         };

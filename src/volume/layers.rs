@@ -248,14 +248,13 @@ mod tests {
                                 layers.begin(*newest, LEN as u64, None);
                             }
                             let layer = layers.newest().unwrap();
-                            for byte in at..at + len {
-                                let source = Before::Log(live[byte]);
-                                let extent = Extent { start: byte as u64, end: byte as u64 + 1, source };
+                            for (byte, &was) in (at as u64..).zip(&live[at..at + len]) {
+                                let extent = Extent { start: byte, end: byte + 1, source: Before::Log(was) };
                                 layer.kept.insert_beneath(extent, &mut pins);
                             }
                         }
-                        for byte in at..at + len {
-                            live[byte] = (n as u64 + 1) * 1000 + (byte - at) as u64;
+                        for (byte, now) in live[at..at + len].iter_mut().zip((n as u64 + 1) * 1000..) {
+                            *byte = now;
                         }
                     }
                     Op::Mark => {

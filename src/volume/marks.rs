@@ -6,7 +6,7 @@
 use super::overlay::{Before, Extent, Ledger};
 use super::state::Parent;
 use super::status::{MarkStatus, count};
-use super::{Volume, file_subject};
+use super::{File, Volume, file_subject};
 use crate::device::clock;
 use crate::error::{Error, Result};
 use crate::log::Append;
@@ -344,7 +344,7 @@ impl Volume {
             }
             *self.meta.lock() = meta;
             self.marks.floor.store(floor, Ordering::Release);
-            for file in self.files.read().values() {
+            for file in self.files_in_memory() {
                 file.write().changes.forget(floor);
             }
         }
@@ -359,24 +359,24 @@ impl Volume {
         self.end_mark(mark);
     }
 
-    fn end_mark(&self, mark: &Mark) {
+    /// False: it could not be ended, and goes on being pending.
+    fn end_mark(&self, mark: &Mark) -> bool {
         let _one = self.marks.ending.lock();
         if !self.marks.pending.lock().contains_key(&mark.epoch) {
-            return;
+            return true;
         }
         if mark.noted.load(Ordering::Acquire)
             && let Err(error) = self.staging.forget_mark(mark.epoch)
         {
-            // The next mount would take it for pending; so what it needs must not change any more (I5).
+            // The next mount will take it for pending: nothing that it needs may change any more (I5).
             self.log.fail_for(&error);
+            return false;
         }
         let pending: Vec<u32> = {
             // Whoever keeps something for this mark has done so when this is held, and nobody does after.
             let _no_appends = self.appends.write();
             let mut pending = self.marks.pending.lock();
-            if pending.remove(&mark.epoch).is_none() {
-                return;
-            }
+            pending.remove(&mark.epoch);
             self.marks.set_newest(&pending);
             pending.keys().copied().collect()
         };
@@ -391,24 +391,22 @@ impl Volume {
             drop(inner);
             self.list_dirty(&file);
         }
+        true
     }
 
-    /// Gives up the oldest pending mark, loudly. False: there is none.
+    /// Gives up the oldest pending mark, loudly. False: there is none that could be.
     pub(super) fn fail_oldest_mark(&self, why: &str) -> bool {
         let Some(mark) = self.marks.oldest() else { return false };
         if mark.failure.set(why.to_string()).is_ok() {
             tracing::error!(snapshot = %mark.snapshot, why, "a snapshot is given up");
             count(&self.marks.failed, 1);
             self.degrade(SUBJECT, format!("snapshot {} was given up: {why}", mark.snapshot));
-            self.end_mark(&mark);
             if let Some(listener) = self.marks.listener.read().as_ref() {
                 listener(&mark, why);
             }
-        } else {
-            // Somebody else is about to end it.
-            self.end_mark(&mark);
         }
-        true
+        // Perhaps somebody else is about to, and then it has ended when this returns.
+        self.end_mark(&mark)
     }
 
     /// No tier has room: gives up a mark if marks hold any.
@@ -431,9 +429,11 @@ impl Volume {
 
     /// Files that are gone for everybody but a mark.
     fn files_kept_for_marks(&self) -> usize {
-        let ids: Vec<FileId> = self.marks.files.lock().iter().copied().collect();
-        let files = self.files.read();
-        ids.iter().filter(|id| files.get(id).is_some_and(|file| file.read().removed)).count()
+        let is_kept = |file: &Arc<File>| {
+            let inner = file.read();
+            inner.removed && !inner.layers.is_empty()
+        };
+        self.files_in_memory().iter().filter(|file| is_kept(file)).count()
     }
 
     pub(super) fn mark_status(&self) -> MarkStatus {

@@ -123,9 +123,10 @@ impl Volume {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
                 Err(error @ Error::ReadOnly { .. }) => return Err(error),
-                // Without a mark nobody reads the layers that are left: whoever ended it is about to take them away.
+                // Without a mark nobody reads the layers that are left: whoever ended it is about to take them away. With one that cannot be ended the base
+                // stays as it is.
                 Err(error) if !self.fail_oldest_mark(&Volume::why_not_saved(first.file.id(), &error)) => {
-                    return Ok(true);
+                    return Ok(!self.marks.any());
                 }
                 Err(_) => {}
             }

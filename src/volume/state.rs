@@ -83,6 +83,12 @@ pub struct Parent {
 /// A file's row and the chunks of its map.
 pub type StoredFile = (FileRow, Vec<(u32, ChunkBytes)>);
 
+/// Epoch and row of each layer of a file.
+pub type LayerRows = Vec<(u32, Vec<u8>)>;
+
+/// Hears of rows: file, second half of the key, bytes.
+type VisitRow<'a> = &'a mut dyn FnMut(FileId, u32, &[u8]) -> Result<()>;
+
 /// What one checkpoint changes.
 #[derive(Default)]
 pub struct Changes {
@@ -91,7 +97,7 @@ pub struct Changes {
     /// Rows of changed pages.
     pub pages: Vec<(FileId, u32, Vec<u8>)>,
     /// All layers of a file, by epoch.
-    pub layers: Vec<(FileId, Vec<(u32, Vec<u8>)>)>,
+    pub layers: Vec<(FileId, LayerRows)>,
     pub gone: Vec<FileId>,
 }
 
@@ -317,7 +323,7 @@ impl State {
         &self,
         table: TableDefinition<'static, (u64, u32), &'static [u8]>,
         range: std::ops::RangeInclusive<(u64, u32)>,
-        visit: &mut dyn FnMut(FileId, u32, &[u8]) -> Result<()>,
+        visit: VisitRow<'_>,
     ) -> Result<()> {
         self.guarded(|| {
             let read = self.db()?.begin_read().map_err(|e| self.failed(e))?;
