@@ -9,6 +9,7 @@ mod decisions;
 mod dump;
 mod heat;
 mod keeping;
+mod mount;
 mod names;
 mod online;
 mod out;
@@ -125,6 +126,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Check { deep } => check::run(&volume, deep, as_json),
         Command::Snapshot { command } => snapshot::run(&volume, command, as_json),
         Command::Restore(request) => snapshot::restore_into(&volume, &request, as_json),
+        Command::Mount(request) => mount::run(&volume, &request, as_json),
         Command::Repo(request) => snapshot::repo(&volume, request, as_json),
         Command::Replay(request) => replay::run(&request, as_json),
         Command::Predict { .. } => replay::predict(),
