@@ -142,6 +142,11 @@ pub(super) enum Command {
     },
     /// Bring a snapshot, or a part of it, back as plain files in an empty directory.
     Restore(Restore),
+    /// Show a snapshot at a directory, to be read, in the foreground until SIGTERM, Ctrl-C or `umount`.
+    ///
+    /// Nothing is copied: what is read comes from the repository and is checked. Neither the volume nor its daemon is needed. A snapshot that
+    /// is deleted and pruned while it is shown can no longer be read.
+    Mount(Mount),
     /// The repository that snapshots are kept in.
     Repo(Repo),
     /// Replay a trace of accesses against simulated tiers: what would each way of placing blocks have hit?
@@ -345,6 +350,17 @@ pub(super) struct Restore {
     /// Files restored at once.
     #[arg(long, value_name = "N", default_value = "4", value_parser = streams)]
     pub(super) streams: usize,
+    #[command(flatten)]
+    pub(super) storage: Storage,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Mount {
+    /// Its name, the beginning of it, or `latest`.
+    #[arg(value_name = "SNAPSHOT")]
+    pub(super) id: String,
+    /// An empty directory.
+    pub(super) dir: PathBuf,
     #[command(flatten)]
     pub(super) storage: Storage,
 }

@@ -9,6 +9,7 @@ mod decisions;
 mod dump;
 mod heat;
 mod keeping;
+mod mount;
 mod names;
 mod online;
 mod out;
@@ -126,6 +127,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Check { deep } => check::run(&volume, deep, as_json),
         Command::Snapshot { command } => snapshot::run(&volume, command, as_json),
         Command::Restore(request) => snapshot::restore_into(&volume, &request, as_json),
+        Command::Mount(request) => mount::run(&volume, &request, as_json),
         Command::Repo(request) => snapshot::repo(&volume, request, as_json),
         Command::Trace(args::Trace::Record { file, seconds, records }) => {
             trace::record(&volume.client()?, &file, seconds, records, as_json)

@@ -16,8 +16,10 @@ mod service;
 pub mod settings;
 mod signals;
 pub mod snapshots;
+mod view;
 mod watchdog;
 
 pub use lifecycle::{engine_options, engine_tiers, run, tier_plans};
 pub use mountpoint::clear_mountpoint;
 pub use served::{Control, Served, StartControl};
+pub use view::View;

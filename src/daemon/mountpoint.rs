@@ -54,7 +54,7 @@ fn require_directory(point: &Path) -> Result<()> {
         point.metadata().map_err(|error| Error::io("examining mountpoint", point.display().to_string(), error))?;
     match stat.is_dir() {
         true => Ok(()),
-        false => Err(Error::Invalid(format!("mount = \"{}\": it is not a directory", point.display()))),
+        false => Err(Error::Invalid(format!("mountpoint {}: it is not a directory", point.display()))),
     }
 }
 

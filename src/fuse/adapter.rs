@@ -20,9 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the kernel may keep what it was told: long, because everything changes through it.
-const TTL: Duration = Duration::from_secs(3600);
+pub(super) const TTL: Duration = Duration::from_secs(3600);
 /// The preferred size of I/O (st_blksize), and the unit of statfs.
-const BLOCK_BYTES: u32 = 4096;
+pub(super) const BLOCK_BYTES: u32 = 4096;
 /// Largest WRITE and READ: what the kernel's default of 256 pages per request allows.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
 /// The page cache outlives closing, because nobody else writes; and close has nothing to tell us.
@@ -93,7 +93,7 @@ fn time_change(change: TimeOrNow) -> TimeChange {
     }
 }
 
-fn file_type(mode: u32) -> FileType {
+pub(super) fn file_type(mode: u32) -> FileType {
     match mode & libc::S_IFMT {
         libc::S_IFDIR => FileType::Directory,
         libc::S_IFLNK => FileType::Symlink,
@@ -105,7 +105,7 @@ fn file_type(mode: u32) -> FileType {
     }
 }
 
-fn file_attr(attributes: &Attributes) -> FileAttr {
+pub(super) fn file_attr(attributes: &Attributes) -> FileAttr {
     FileAttr {
         ino: INodeNo(attributes.inode),
         size: attributes.size_bytes,
@@ -147,7 +147,7 @@ fn reply_open(outcome: Outcome<u64>, flags: FopenFlags, reply: ReplyOpen) {
 }
 
 /// A size of 0 asks how large the answer is.
-fn reply_xattr(outcome: Outcome<Vec<u8>>, size: u32, reply: ReplyXattr) {
+pub(super) fn reply_xattr(outcome: Outcome<Vec<u8>>, size: u32, reply: ReplyXattr) {
     let value = match outcome {
         Ok(value) => value,
         Err(fault) => return reply.error(number(&fault, Doing::Reading)),
@@ -186,7 +186,7 @@ impl<O: Operations> Adapter<O> {
         let offset = entry.cookie.cast_unsigned();
         if entry.is_dot() {
             // The kernel takes no reference on these two; only their number and type are used.
-            let dot = Attributes { inode: entry.inode, mode: libc::S_IFDIR, ..DOT };
+            let dot = Attributes { inode: entry.inode, mode: libc::S_IFDIR, ..UNKNOWN };
             return reply.add(INodeNo(entry.inode), offset, &entry.name, &TTL, &file_attr(&dot), Generation(0));
         }
         // An entry that cannot be looked up went away since it was listed.
@@ -200,7 +200,8 @@ impl<O: Operations> Adapter<O> {
     }
 }
 
-const DOT: Attributes = Attributes {
+/// Where only number and type count.
+pub(super) const UNKNOWN: Attributes = Attributes {
     inode: 0,
     size_bytes: 0,
     blocks_512: 0,

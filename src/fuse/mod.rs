@@ -5,6 +5,7 @@
 //!   operations   the trait between
 //!   front        who may wait where; handles; pools
 //!   errno        errors to numbers
+//!   snapshot     a filesystem of its own: a snapshot, read from the repository
 //! ```
 //!
 //! The kernel runs write-through with its page cache kept across opens: every write() reaches the engine in order, and cached reads never
@@ -16,10 +17,12 @@ mod front;
 mod mounted;
 mod operations;
 mod pool;
+mod snapshot;
 
 pub use front::{Front, FrontStats, Slots};
 pub use mounted::Mounted;
 pub use operations::{Allocation, Operations};
+pub use snapshot::mount_snapshot;
 
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;

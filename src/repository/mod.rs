@@ -77,7 +77,7 @@ pub use writer::{Stored, Writer, WriterOptions};
 
 use crate::device::{Device, OpenMode};
 use crate::error::{Error, Result};
-use crate::units::WallNs;
+use crate::units::{FileId, WallNs};
 use format::Format;
 use keys::Keys;
 use small::{SmallObjects, create_file, io_error, read_file};
@@ -203,6 +203,16 @@ impl Repository {
     /// Opens a snapshot. Errors: `NotFound`.
     pub fn snapshot(&self, id: SnapshotId) -> Result<Snapshot<'_>> {
         Ok(Snapshot::new(self, root::find(&self.store.small, id)?))
+    }
+
+    /// Opens a snapshot by a root that was read before; nothing is read again.
+    pub fn reopen(&self, root: &Root) -> Snapshot<'_> {
+        Snapshot::new(self, root.clone())
+    }
+
+    /// The content of a file by its row, which was read before.
+    pub fn content(&self, file: FileId, state: FileState) -> FileContent<'_> {
+        FileContent::new(&self.store, file, state)
     }
 
     /// Writers that are at work, or were when they died; and whether a prune has given them up.

@@ -1,10 +1,11 @@
 //! Snapshots by their commands: taken of a running volume, listed, restored.
 
-use super::bench::{Bench, complaint, pattern, read};
+use super::bench::{Bench, complaint, pattern, read, wait_until};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Child;
 
 /// Everything that a restore has to bring back.
 #[derive(Debug, PartialEq)]
@@ -184,6 +185,139 @@ fn snapshots_are_kept_compared_copied_and_pruned() {
     assert_eq!(bench.ended(60), Some(0));
 }
 
+/// A snapshot shown at a directory; unmounted when dropped.
+struct Shown {
+    child: Child,
+    point: PathBuf,
+}
+
+fn is_mounted(point: &Path) -> bool {
+    fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&format!(" {} ", point.display()))
+}
+
+impl Shown {
+    fn new(bench: &Bench, id: &str, name: &str) -> Shown {
+        let point = bench.path(name);
+        fs::create_dir(&point).unwrap();
+        let log = fs::File::create(bench.path("mount.log")).unwrap();
+        let mut command = bench.heatfs(&["mount", id, point.to_str().unwrap()]);
+        let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let mut shown = Shown { child, point };
+        let up = wait_until(60, || is_mounted(&shown.point) || shown.child.try_wait().unwrap().is_some());
+        assert!(up && is_mounted(&shown.point), "not mounted:\n{}", said(bench));
+        shown
+    }
+
+    fn ended(&mut self) -> Option<i32> {
+        wait_until(60, || self.child.try_wait().unwrap().is_some());
+        self.child.try_wait().unwrap().expect("it goes on").code()
+    }
+
+    fn tell(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if is_mounted(&self.point) {
+            nix::mount::umount2(&self.point, nix::mount::MntFlags::MNT_DETACH).ok();
+        }
+    }
+}
+
+fn said(bench: &Bench) -> String {
+    fs::read_to_string(bench.path("mount.log")).unwrap()
+}
+
+#[test]
+fn a_mounted_snapshot_shows_what_was_there() {
+    let Some(mut bench) = started() else { return };
+    let data = bench.data();
+    fs::hard_link(data.join("small"), data.join("base/another name")).unwrap();
+    fs::set_permissions(data.join("small"), fs::Permissions::from_mode(0o640)).unwrap();
+    std::os::unix::fs::chown(data.join("base"), Some(12), Some(34)).unwrap();
+    fs::write(data.join("empty"), b"").unwrap();
+    let sparse = fs::File::create(data.join("sparse")).unwrap();
+    sparse.write_all_at(b"far out", 6 << 20).unwrap();
+    drop(sparse);
+    // More names than one answer to the kernel holds.
+    fs::create_dir(data.join("many")).unwrap();
+    for number in 0..1500 {
+        let name = format!("many/a file with a long name of its own {number:04}");
+        fs::write(data.join(name), number.to_string()).unwrap();
+    }
+    let before = tree(&data);
+    bench.json(&["snapshot", "create"]);
+    fs::remove_dir_all(data.join("many")).unwrap();
+    fs::write(data.join("base/1/table"), b"other").unwrap();
+    bench.ok(&["stop"]);
+    assert_eq!(bench.ended(60), Some(0), "{}", bench.log());
+
+    let mut shown = Shown::new(&bench, "latest", "shown");
+    assert!(wait_until(10, || said(&bench).contains("snapshot ")), "one line when it is mounted");
+    let point = shown.point.clone();
+    assert_eq!(tree(&point), before);
+    let inode = |name: &str| point.join(name).metadata().unwrap().ino();
+    assert_eq!(inode("small"), inode("base/another name"));
+    let table = fs::File::open(point.join("base/1/table")).unwrap();
+    let mut middle = vec![0; 300_001];
+    table.read_exact_at(&mut middle, 1_234_567).unwrap();
+    assert_eq!(middle, pattern(3_000_001)[1_234_567..1_534_568]);
+    assert_eq!(table.read_at(&mut middle, 3_000_000).unwrap(), 1);
+    let names = fs::read_dir(point.join("many")).unwrap().map(|entry| entry.unwrap().file_name());
+    let names: Vec<_> = names.collect();
+    assert!(names.len() == 1500 && names.is_sorted(), "{names:?}");
+
+    let refused = |outcome: std::io::Result<()>| outcome.unwrap_err().raw_os_error();
+    assert_eq!(refused(fs::write(point.join("new"), b"")), Some(libc::EROFS));
+    assert_eq!(refused(fs::File::options().write(true).open(point.join("small")).map(drop)), Some(libc::EROFS));
+    assert_eq!(refused(fs::remove_file(point.join("small"))), Some(libc::EROFS));
+    assert_eq!(refused(fs::rename(point.join("small"), point.join("x"))), Some(libc::EROFS));
+    assert_eq!(refused(fs::create_dir(point.join("x"))), Some(libc::EROFS));
+    let mode = fs::Permissions::from_mode(0o777);
+    assert_eq!(refused(fs::set_permissions(point.join("small"), mode)), Some(libc::EROFS));
+    assert_eq!(refused(fs::metadata(point.join("none")).map(drop)), Some(libc::ENOENT));
+
+    // A signal waits for the open file.
+    shown.tell(nix::sys::signal::Signal::SIGTERM);
+    assert!(wait_until(20, || said(&bench).contains("waiting")), "{}", said(&bench));
+    assert_eq!(table.read_at(&mut [0], 77).unwrap(), 1);
+    drop(table);
+    assert_eq!(shown.ended(), Some(0), "{}", said(&bench));
+    assert!(!is_mounted(&point));
+    let mut shown = Shown::new(&bench, "latest", "again");
+    nix::mount::umount2(&shown.point, nix::mount::MntFlags::empty()).unwrap();
+    assert_eq!(shown.ended(), Some(0), "{}", said(&bench));
+}
+
+#[test]
+fn a_mounted_snapshot_names_what_is_damaged() {
+    let Some(mut bench) = started() else { return };
+    bench.json(&["snapshot", "create"]);
+    bench.ok(&["stop"]);
+    assert_eq!(bench.ended(60), Some(0), "{}", bench.log());
+    let packs = fs::read_dir(bench.path("repo/packs")).unwrap();
+    let packs = packs.flat_map(|dir| fs::read_dir(dir.unwrap().path()).unwrap());
+    let pack = packs.map(|pack| pack.unwrap().path()).max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
+    let file = fs::File::options().read(true).write(true).open(&pack).unwrap();
+    let middle = pack.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
+
+    let mut shown = Shown::new(&bench, "latest", "shown");
+    let error = fs::read(shown.point.join("base/1/table")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    let log = said(&bench);
+    let name = pack.file_name().unwrap().to_str().unwrap();
+    assert!(log.lines().any(|line| line.contains("/base/1/table") && line.contains(name)), "{log}");
+    shown.tell(nix::sys::signal::Signal::SIGINT);
+    assert_eq!(shown.ended(), Some(0), "{}", said(&bench));
+}
+
 #[test]
 fn what_cannot_be_is_refused_in_one_line() {
     let Some(mut bench) = started() else { return };
@@ -195,6 +329,14 @@ fn what_cannot_be_is_refused_in_one_line() {
     let into = into.to_str().unwrap();
     assert!(refused(&["restore", "0", into, "--path", "base/none"], 1).contains("base/none"));
     assert!(refused(&["restore", "ZZZZ", into], 1).contains("`ZZZZ`"));
+    assert!(refused(&["mount", "latest", full.to_str().unwrap()], 1).contains("not empty"));
+    assert!(refused(&["mount", "latest", into], 1).contains("nowhere"));
+    assert!(refused(&["mount", "latest", bench.config().to_str().unwrap()], 2).contains("not a directory"));
+    assert!(refused(&["mount", "latest", bench.data().to_str().unwrap()], 1).contains("mounted there already"));
+    assert!(refused(&["mount", "latest", bench.path("repo/tmp").to_str().unwrap()], 2).contains("in the repository"));
+    let empty = bench.path("empty");
+    fs::create_dir(&empty).unwrap();
+    assert!(refused(&["mount", "ZZZZ", empty.to_str().unwrap()], 1).contains("`ZZZZ`"));
     assert!(refused(&["snapshot", "create", "--label", "novalue"], 2).contains("KEY=VALUE"));
     assert!(refused(&["snapshot", "create", "--label", "heatfs.mark=1"], 2).contains("heatfs.mark"));
     assert!(refused(&["repo", "init", bench.path("repo").to_str().unwrap()], 1).contains("already"));

@@ -95,7 +95,7 @@ fn help_man_and_completions_are_there() {
     let text = String::from_utf8(help.stdout).unwrap();
     for command in [
         "adopt", "daemon", "stop", "status", "tiers", "top", "heat", "explain", "why", "plan", "whatif", "report",
-        "pin", "unpin", "settle", "release", "check", "dump",
+        "pin", "unpin", "settle", "release", "check", "dump", "snapshot", "restore", "mount", "repo",
     ] {
         assert!(text.contains(&format!("\n  {command} ")), "{command} is not in\n{text}");
     }
