@@ -24,7 +24,7 @@ pub(super) fn create(served: &Arc<Served>, errands: &Arc<Errands>, request: Snap
     let work = Box::new(move || {
         let source = Source {
             volume: &served.volume,
-            namespace: &served.namespace,
+            names: &served.namespace,
             repository: &repository,
             streams: settings.streams,
         };

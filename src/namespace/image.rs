@@ -7,12 +7,13 @@
 
 use super::directory::{entries, open_entries};
 use super::node::Node;
-use super::{Namespace, Time, read_identity};
+use super::{Namespace, read_identity};
 use crate::device::sys_home;
 use crate::error::{Error, Result};
+use crate::jobs::snapshot::{ImageEntry, Inode, Moment, Names};
 use crate::namespace::attributes::times;
 use crate::namespace::xattr::{is_hidden, read_growing};
-use crate::units::FileId;
+use crate::volume::Mark;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
@@ -26,46 +27,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const O_NODE: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// An inode of home as of the moment: everything but its names. Of a regular file size, change time and the time of the last write are the
-/// engine's to tell.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Inode {
-    /// Home's number: the same for all names of one inode.
-    pub number: u64,
-    /// Type and permission bits.
-    pub mode: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub access: Time,
-    pub modification: Time,
-    /// Of a device node.
-    pub device: u64,
-    /// Where a symbolic link leads.
-    pub target: Option<Vec<u8>>,
-    /// Attributes and ACLs, sorted by name, without ours.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Of a regular file, or why its identity does not count (R10).
-    pub file: Option<std::result::Result<FileId, String>>,
-}
-
-impl Inode {
-    pub fn is_directory(&self) -> bool {
-        self.mode & libc::S_IFMT == libc::S_IFDIR
-    }
-}
-
 /// What a name leads to.
 struct Child {
     inode: Arc<Inode>,
     /// Of a directory: a descriptor of it.
     directory: Option<Arc<OwnedFd>>,
-}
-
-/// One name met by [`Image::walk`].
-pub struct ImageEntry<'a> {
-    /// From the mount's root, without a leading slash; empty for the root itself. Bytes: names need not be text.
-    pub path: &'a [u8],
-    pub inode: &'a Inode,
 }
 
 /// What a name or an inode was before a change.
@@ -179,8 +145,8 @@ impl Namespace {
             mode,
             uid: stat.st_uid,
             gid: stat.st_gid,
-            access,
-            modification,
+            access: access.to_wall(),
+            modification: modification.to_wall(),
             device: stat.st_rdev,
             target: if is_link { Some(nix::fcntl::readlinkat(fd, c"")?.into_vec()) } else { None },
             xattrs: read_xattrs(fd)?,
@@ -376,5 +342,21 @@ impl Image {
     fn io(&self, action: &'static str, path: &[u8], errno: Errno) -> Error {
         let path = String::from_utf8_lossy(path);
         Error::io(action, format!("{}/{path}", self.namespace.tree_path), errno.into())
+    }
+}
+
+impl Names for Arc<Namespace> {
+    fn begin(&self) -> Result<Box<dyn Moment>> {
+        Ok(Box::new(self.begin_image()?))
+    }
+}
+
+impl Moment for Image {
+    fn take(&self, mark: &dyn Fn() -> Result<Arc<Mark>>) -> Result<Arc<Mark>> {
+        self.moment(mark)
+    }
+
+    fn walk(&self, visit: &mut dyn FnMut(&ImageEntry<'_>) -> Result<()>) -> Result<()> {
+        Image::walk(self, visit)
     }
 }

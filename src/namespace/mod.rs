@@ -31,7 +31,7 @@ pub use attributes::{Attributes, Changes, Time, TimeChange};
 pub use credentials::Caller;
 pub use directory::{Entry, Stream};
 pub use fault::{Fault, Outcome};
-pub use image::{Image, ImageEntry, Inode};
+pub use image::Image;
 pub use names::{Linked, RenameMode, Special};
 pub use node::{Node, ROOT_INODE};
 pub use walk::Visit;

@@ -7,10 +7,11 @@
 mod capture;
 mod names;
 
+pub use names::{ImageEntry, Inode, Moment, Names};
+
 use crate::device::clock::wall_now;
 use crate::device::real::RealDevice;
 use crate::error::{Error, Result};
-use crate::namespace::Namespace;
 use crate::repository::{Consistency, Repository, Root, SnapshotMeta, WriterOptions};
 use crate::volume::{FileAt, Mark, Volume};
 use serde::{Deserialize, Serialize};
@@ -51,7 +52,7 @@ impl Tally {
 /// What a snapshot is taken of, and into what.
 pub struct Source<'a> {
     pub volume: &'a Arc<Volume>,
-    pub namespace: &'a Arc<Namespace>,
+    pub names: &'a dyn Names,
     pub repository: &'a Repository,
     /// Files captured at once, at least 1.
     pub streams: usize,
@@ -180,14 +181,14 @@ fn take_once(source: &Source<'_>, mut labels: BTreeMap<String, String>, tally: &
         search_repository: parent.mark.is_none(),
     })?;
     let id = Uuid::new_v4();
-    let image = source.namespace.begin_image()?;
-    let mark = image.moment(|| source.volume.mark(id))?;
+    let moment = source.names.begin()?;
+    let mark = moment.take(&|| source.volume.mark(id))?;
     let pending = Pending { volume: source.volume, mark };
     let mark = &pending.mark;
     source.volume.wait_for_mark(mark)?;
     let files: HashMap<_, FileAt> = source.volume.files_at(mark)?.into_iter().map(|file| (file.file, file)).collect();
-    let (names, named) = names::write(&image, &writer, &files)?;
-    drop(image);
+    let (names, named) = names::write(&*moment, &writer, &files)?;
+    drop(moment);
     capture::Capture { source, writer: &writer, mark, parent: parent.mark, tally }.run(named)?;
     labels.insert(LABEL_MARK.to_owned(), id.to_string());
     let root = writer.commit(

@@ -1,22 +1,70 @@
 //! The names of a snapshot: the namespace's image, as the repository keeps it.
 
 use crate::error::{Error, Result};
-use crate::namespace::{Image, ImageEntry};
-use crate::repository::{Entry, EntryKind, Names, Writer};
+use crate::repository::{self, Entry, EntryKind, Writer};
 use crate::units::{FileId, WallNs};
-use crate::volume::FileAt;
+use crate::volume::{FileAt, Mark};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// An inode as of the moment: everything but its names. Of a regular file size and the time of the last write are the engine's to tell.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Inode {
+    /// The same for all names of one inode.
+    pub number: u64,
+    /// Type and permission bits.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub access: WallNs,
+    pub modification: WallNs,
+    /// Of a device node.
+    pub device: u64,
+    /// Where a symbolic link leads.
+    pub target: Option<Vec<u8>>,
+    /// Attributes and ACLs, sorted by name, without ours.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Of a regular file, or why its identity does not count (R10).
+    pub file: Option<std::result::Result<FileId, String>>,
+}
+
+impl Inode {
+    pub fn is_directory(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFDIR
+    }
+}
+
+/// One name met by [`Moment::walk`].
+pub struct ImageEntry<'a> {
+    /// From the volume's root, without a leading slash; empty for the root itself. Bytes: names need not be text.
+    pub path: &'a [u8],
+    pub inode: &'a Inode,
+}
+
+/// A namespace that goes on changing, and can be walked as of one moment. It lies in a room above.
+pub trait Names: Sync {
+    /// Prepares for the moment. Errors: `Busy` while another one is being walked.
+    fn begin(&self) -> Result<Box<dyn Moment>>;
+}
+
+/// The namespace of one moment (R17).
+pub trait Moment {
+    /// The moment is while `mark` runs.
+    fn take(&self, mark: &dyn Fn() -> Result<Arc<Mark>>) -> Result<Arc<Mark>>;
+    /// Visits the root and everything below, a directory before its entries, entries by name (as bytes). After the moment.
+    fn walk(&self, visit: &mut dyn FnMut(&ImageEntry<'_>) -> Result<()>) -> Result<()>;
+}
 
 /// Writes all names, and lists the files that they lead to, each once.
 pub(super) fn write(
-    image: &Image,
+    moment: &dyn Moment,
     writer: &Writer<'_>,
     files: &HashMap<FileId, FileAt>,
-) -> Result<(Names, Vec<FileAt>)> {
+) -> Result<(repository::Names, Vec<FileAt>)> {
     let mut names = writer.namespace();
     let mut listed: HashSet<FileId> = HashSet::new();
     let mut named = Vec::new();
-    image.walk(&mut |met| {
+    moment.walk(&mut |met| {
         let entry = entry_of(met, files)?;
         if let EntryKind::File { file } = entry.kind
             && listed.insert(file)
@@ -31,7 +79,7 @@ pub(super) fn write(
 
 fn entry_of(met: &ImageEntry<'_>, files: &HashMap<FileId, FileAt>) -> Result<Entry> {
     let inode = met.inode;
-    let (access, modification) = (inode.access.to_wall(), inode.modification.to_wall());
+    let (access, modification) = (inode.access, inode.modification);
     let kind = kind_of(met)?;
     let written = match kind {
         EntryKind::File { file } => files.get(&file).and_then(|file| file.mtime),
