@@ -225,9 +225,10 @@ fn judge_tiers(plan: &AdoptPlan, backing: &Backing, origin: TierId, survey: &Sur
     let space = fastest.device.space().map_err(|e| Error::io("stat the filesystem of", fastest.device.path(), e))?;
     if space.available_bytes < needed {
         return Err(Error::Invalid(format!(
-            "tier `{}` at {}: the log and home need {} MiB, {} MiB are free there",
+            "tier `{}` at {}: the log ({} MiB) and home need {} MiB, {} MiB are free there; a smaller log takes less",
             fastest.name,
             fastest.device.path(),
+            log_bytes >> 20,
             needed.div_ceil(1 << 20),
             space.available_bytes >> 20
         )));
