@@ -352,6 +352,10 @@ fn lost_writes_are_not_lost_to_a_mark() {
     harness.volume().checkpoint().expect("checkpoints");
     assert_eq!(read_at(&harness, &mark, 0, 0, 3 * BLOCK), vec![2; 2 * BLOCK as usize]);
     assert_eq!(mark.failure(), None);
+    // What the base lost is gone with the power; the mark has it from the log.
+    let after = Harness::open(harness.world.recover(Survival::None), harness.ids.clone()).expect("opens");
+    let resumed = &after.volume().pending_marks()[0];
+    assert_eq!(read_at(&after, resumed, 0, 0, 3 * BLOCK), vec![2; 2 * BLOCK as usize]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::harness::{BLOCK, Random, options, tiers};
 use crate::marks::{Contents, Marked, check_changes, check_mark};
-use heatfs::device::sim::SimWorld;
+use heatfs::device::sim::{SimWorld, Survival};
 use heatfs::units::{BlockNo, FileId, TierId};
 use heatfs::volume::{Options, Volume, Wait};
 use parking_lot::{Mutex, RwLock};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 const FILE_BYTES: u64 = 20 * BLOCK;
+const ROUNDS: u128 = 1000;
 
 fn opened(seed: u64) -> (SimWorld, Arc<Volume>, Vec<FileId>) {
     let world = SimWorld::new(seed);
@@ -194,7 +195,7 @@ fn a_mark_cuts_between_writes() {
                 }
             });
         }
-        for round in 0..300 {
+        for round in 0..ROUNDS {
             let before: Vec<u64> = counts.iter().map(|[_, done]| done.load(Ordering::SeqCst)).collect();
             let mark = volume.mark(Uuid::from_u128(round)).expect("a mark is taken");
             let after: Vec<u64> = counts.iter().map(|[begun, _]| begun.load(Ordering::SeqCst)).collect();
@@ -221,6 +222,60 @@ fn a_mark_cuts_between_writes() {
         "300 marks beside four writers: at most {} us, 99 of 100 within {} us",
         marks.stall_us_max, marks.stall_us_p99
     );
-    assert_eq!(marks.taken, 300);
+    assert_eq!(u128::from(marks.taken), ROUNDS);
     volume.shut_down().expect("ends");
+}
+
+/// I6: exactly the records up to the marker, not one that is logged a moment later: so the mark reads the same when a mount has made it again from the log.
+#[test]
+fn a_mark_is_the_same_when_it_is_found_again() {
+    for seed in 0..25 {
+        let (world, volume, ids) = opened(seed);
+        let stop = AtomicBool::new(false);
+        let read = |volume: &Volume, mark: &heatfs::volume::Mark| -> Vec<Vec<u8>> {
+            let count = |&id: &FileId| {
+                let mut bytes = vec![0; 8];
+                let got = volume.read_at(mark, id, 0, &mut bytes).expect("readable");
+                bytes.truncate(got);
+                bytes
+            };
+            ids.iter().map(count).collect()
+        };
+        let seen: Vec<(Uuid, Vec<Vec<u8>>)> = std::thread::scope(|scope| {
+            for &id in &ids {
+                let (volume, stop) = (&volume, &stop);
+                scope.spawn(move || {
+                    let file = volume.file(id).expect("known");
+                    for count in 1u64.. {
+                        volume.write(&file, 0, &count.to_le_bytes(), Wait::Allowed).expect("writes");
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                });
+            }
+            let written = |n: usize| volume.file(ids[n]).expect("known").last_lsn();
+            let marks: Vec<_> = (0..8)
+                .map(|n| {
+                    // Somebody is in the middle of writing.
+                    let before: Vec<_> = (0..ids.len()).map(written).collect();
+                    while (0..ids.len()).filter(|&n| written(n) > before[n]).count() < 2 {
+                        std::hint::spin_loop();
+                    }
+                    volume.mark(Uuid::from_u128(n)).expect("a mark is taken")
+                })
+                .collect();
+            stop.store(true, Ordering::Relaxed);
+            let seen = marks.iter().map(|mark| {
+                volume.wait_for_mark(mark).expect("durable");
+                (mark.snapshot, read(&volume, mark))
+            });
+            seen.collect()
+        });
+        volume.sync_log().expect("syncs");
+        let (again, _) = Volume::open(tiers(&world.recover(Survival::All)), options()).expect("opens again");
+        let found: Vec<_> = again.pending_marks().iter().map(|mark| (mark.snapshot, read(&again, mark))).collect();
+        assert_eq!(found, seen, "seed {seed}");
+        volume.shut_down().expect("ends");
+    }
 }
