@@ -21,6 +21,7 @@ pub mod release;
 pub mod replay;
 pub mod restore;
 pub mod snapshot;
+mod streams;
 mod survey;
 mod watch;
 

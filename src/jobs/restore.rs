@@ -5,6 +5,7 @@
 
 use super::attributes::Attributes;
 use super::snapshot::Tally;
+use super::streams;
 use crate::error::{Error, Result};
 use crate::repository::{Entry, EntryKind, Snapshot};
 use crate::units::FileId;
@@ -15,10 +16,6 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Most bytes read at once.
-const READ_BYTES: u64 = 256 * 1024;
 
 /// What to restore, and where.
 #[derive(Clone, Debug)]
@@ -73,7 +70,9 @@ pub fn restore(snapshot: &Snapshot<'_>, plan: &RestorePlan, tally: &Tally) -> Re
         report.bytes += snapshot.file(task.file)?.size();
     }
     tally.expect(report.bytes);
-    fill(snapshot, std::mem::take(&mut maker.tasks), plan.streams, tally)?;
+    streams::run(std::mem::take(&mut maker.tasks), plan.streams, |task, buf| {
+        fill_file(snapshot, task, buf, tally).and_then(|()| task.attributes.apply(&task.path))
+    })?;
     for (path, attributes) in maker.directories.iter().rev() {
         attributes.apply(path)?;
     }
@@ -162,38 +161,6 @@ impl Maker {
     }
 }
 
-/// Writes the bytes of all files. The first error ends it.
-fn fill(snapshot: &Snapshot<'_>, tasks: Vec<FileTask>, streams: usize, tally: &Tally) -> Result<()> {
-    let failed = AtomicBool::new(false);
-    let (give, take) = crossbeam_channel::unbounded();
-    for task in tasks {
-        // The receiver lives until the end of this call.
-        let _ = give.send(task);
-    }
-    drop(give);
-    let stream = || -> Result<()> {
-        let mut buf = vec![0; usize::try_from(READ_BYTES).unwrap_or(0)];
-        for task in &take {
-            if failed.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            let filled = fill_file(snapshot, &task, &mut buf, tally).and_then(|()| task.attributes.apply(&task.path));
-            if filled.is_err() {
-                failed.store(true, Ordering::Relaxed);
-                return filled;
-            }
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let streams: Vec<_> = (0..streams.max(1)).map(|_| scope.spawn(stream)).collect();
-        let outcomes = streams
-            .into_iter()
-            .map(|stream| stream.join().unwrap_or_else(|_| Err(Error::Invalid("a restore stream died".to_owned()))));
-        outcomes.collect::<Vec<_>>().into_iter().collect()
-    })
-}
-
 /// Holes stay holes.
 fn fill_file(snapshot: &Snapshot<'_>, task: &FileTask, buf: &mut [u8], tally: &Tally) -> Result<()> {
     let io = |action, error| Error::io(action, task.path.display().to_string(), error);
@@ -204,7 +171,7 @@ fn fill_file(snapshot: &Snapshot<'_>, task: &FileTask, buf: &mut [u8], tally: &T
     while let Some(run) = content.run(at)? {
         let mut from = run.start;
         while !run.hole && from < run.end {
-            let stop = ((from / READ_BYTES + 1) * READ_BYTES).min(run.end);
+            let stop = streams::read_end(from, run.end);
             let part = &mut buf[..usize::try_from(stop - from).unwrap_or(0)];
             let read = content.read(from, part)?;
             to.write_all_at(&part[..read], from).map_err(|error| io("write", error))?;

@@ -2,18 +2,16 @@
 
 use super::{Source, Tally};
 use crate::error::{Error, Result};
+use crate::jobs::streams;
 use crate::repository::{FileUpdate, Writer};
 use crate::units::FileId;
 use crate::volume::{FileAt, Mark};
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 use uuid::Uuid;
 
 /// Unit of identity, and of the engine's knowledge of changes, in bytes.
 const PAGE_BYTES: u64 = 8192;
-/// Most bytes read at once: whole slots of the repository.
-const READ_BYTES: u64 = 256 * 1024;
 
 pub(super) struct Capture<'a> {
     pub source: &'a Source<'a>,
@@ -43,20 +41,9 @@ impl Capture<'_> {
         for file in files {
             tasks.extend(self.task(file, changed.as_ref())?);
         }
-        let failed = AtomicBool::new(false);
-        let (give, take) = crossbeam_channel::unbounded();
-        for task in tasks {
-            // The receiver lives until the end of this call.
-            let _ = give.send(task);
-        }
-        drop(give);
-        std::thread::scope(|scope| {
-            let streams: Vec<_> =
-                (0..self.source.streams.max(1)).map(|_| scope.spawn(|| self.stream(&take, &failed))).collect();
-            let outcomes = streams.into_iter().map(|stream| {
-                stream.join().unwrap_or_else(|_| Err(Error::Invalid("a capture stream died".to_owned())))
-            });
-            outcomes.collect::<Vec<_>>().into_iter().collect()
+        streams::run(tasks, self.source.streams, |task, buf| match task {
+            Task::Whole(file) => self.whole(file, buf),
+            Task::Changed(file, pages) => self.changed(file, pages, buf),
         })
     }
 
@@ -79,24 +66,6 @@ impl Capture<'_> {
             Task::Changed(_, pages) => pages.iter().map(|pages| pages.end - pages.start).sum::<u64>() * PAGE_BYTES,
         });
         Ok(Some(task))
-    }
-
-    fn stream(&self, tasks: &crossbeam_channel::Receiver<Task>, failed: &AtomicBool) -> Result<()> {
-        let mut buf = vec![0; usize::try_from(READ_BYTES).unwrap_or(0)];
-        for task in tasks {
-            if failed.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            let done = match &task {
-                Task::Whole(file) => self.whole(file, &mut buf),
-                Task::Changed(file, pages) => self.changed(file, pages, &mut buf),
-            };
-            if done.is_err() {
-                failed.store(true, Ordering::Relaxed);
-                return done;
-            }
-        }
-        Ok(())
     }
 
     fn update(&self, file: &FileAt) -> Result<FileUpdate<'_>> {
@@ -141,7 +110,7 @@ impl Capture<'_> {
         let mut at = start;
         while at < end {
             // Whole slots, so that the repository sees them whole.
-            let stop = ((at / READ_BYTES + 1) * READ_BYTES).min(end);
+            let stop = streams::read_end(at, end);
             let part = &mut buf[..usize::try_from(stop - at).unwrap_or(0)];
             let filled = self.source.volume.read_at(self.mark, file.file, at, part)?;
             if filled < part.len() {
