@@ -194,6 +194,7 @@ mod tests {
         assert!(buf[..PAGE].iter().all(|byte| *byte == 7) && buf[PAGE..].iter().all(|byte| *byte == 0));
         assert_eq!((buf.len(), buf.as_ptr().align_offset(PAGE)), (PIECE_BYTES + PAGE, 0));
     }
+
     #[test]
     fn a_piece_is_used_again_once_its_groups_are_gone_and_not_before() {
         let pieces = Arc::default();

@@ -50,12 +50,12 @@ impl Log {
         stretch.reached = end;
         let from = usize::try_from(start - stretch.start).unwrap_or(usize::MAX);
         let to = usize::try_from(end - stretch.start).unwrap_or(usize::MAX);
-        let pages = stretch.pages.get(from..to).unwrap_or_default();
+        // Never out of range, since the read covered it; but bytes that were not copied must not pass for read ones (I8).
+        let missing = || Error::NotFound(format!("bytes {start} to {end} of the log"));
+        let pages = stretch.pages.get(from..to).ok_or_else(missing)?;
         self.verify_pages(start, pages)?;
         let skip = usize::try_from(position - start).unwrap_or(0);
-        if let Some(bytes) = pages.get(skip..skip + buf.len()) {
-            buf.copy_from_slice(bytes);
-        }
+        buf.copy_from_slice(pages.get(skip..skip + buf.len()).ok_or_else(missing)?);
         Ok(())
     }
 
