@@ -187,6 +187,7 @@ impl From<Error> for Failure {
             | Error::NoSpace
             | Error::Untrusted { .. }
             | Error::SnapshotFailed { .. }
+            | Error::Source { .. }
             | Error::State { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Failure(code, error.to_string())
