@@ -93,7 +93,7 @@ fn identify(backing: &Backing, directory: &Path) -> Result<VolumeIdentity> {
     let Some(first) = backing.places[0].identity()? else { return verify_all(&backing.places) };
     match first.phase {
         Phase::Ready => return verify_all(&backing.places),
-        Phase::AdoptBuild | Phase::AdoptMove => verify_all(&backing.places)?.require_ready()?,
+        Phase::AdoptBuild | Phase::AdoptMove | Phase::CloneBuild => verify_all(&backing.places)?.require_ready()?,
         Phase::ReleaseBuild | Phase::ReleaseSwap | Phase::ReleaseRemove => {}
     }
     if Path::new(&first.directory) != directory {

@@ -129,6 +129,33 @@ impl<'s> FileContent<'s> {
         Ok(total)
     }
 
+    /// Ranges of bytes outside of which there are only holes, as (start, end), ascending: in steps of leaves, and only what the nodes above leaves say. A tree
+    /// without gaps costs one node, whatever it holds.
+    pub fn data_ranges(&self) -> Result<Vec<(u64, u64)>> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        let mut waiting: Vec<(ObjectRef, u8, u64)> = Vec::new();
+        waiting.extend(self.state.root.map(|root| (root, self.state.level, 0)));
+        while let Some((object, level, start)) = waiting.pop() {
+            let end = start.saturating_add(content::span(level)).min(self.state.size);
+            let inner = if level == 0 { None } else { Some(self.store.inner(&object)?) };
+            let step = content::span(level.saturating_sub(1));
+            let wanted = end.saturating_sub(start).div_ceil(step);
+            match inner {
+                Some(inner) if (inner.children.len() as u64) < wanted => {
+                    let children = inner.children.iter().rev();
+                    waiting
+                        .extend(children.map(|(number, child)| (*child, level - 1, start + u64::from(*number) * step)));
+                }
+                _ => match ranges.last_mut() {
+                    Some(last) if last.1 == start => last.1 = end,
+                    _ if start < end => ranges.push((start, end)),
+                    _ => {}
+                },
+            }
+        }
+        Ok(ranges)
+    }
+
     /// The run of data or hole that `offset` lies in, from there on; runs of data end at borders of leaves at the latest, so ask again.
     /// None at the end of the file.
     pub fn run(&self, offset: u64) -> Result<Option<Run>> {

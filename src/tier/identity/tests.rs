@@ -26,7 +26,7 @@ impl Lab {
     fn made(names: &[&'static str]) -> Lab {
         let lab = Lab::new(names);
         let places = lab.places();
-        let mut id = initialise(&places, Uuid::from_u128(7), "/srv/pg", TierId(0)).unwrap();
+        let mut id = initialise(&places, Uuid::from_u128(7), "/srv/pg", TierId(0), Phase::AdoptBuild).unwrap();
         set_phase(&places, &mut id, Phase::Ready).unwrap();
         lab
     }
