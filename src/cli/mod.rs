@@ -5,6 +5,7 @@
 mod adopt;
 mod args;
 mod check;
+mod clone;
 mod decisions;
 mod dump;
 mod heat;
@@ -127,6 +128,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Check { deep } => check::run(&volume, deep, as_json),
         Command::Snapshot { command } => snapshot::run(&volume, command, as_json),
         Command::Restore(request) => snapshot::restore_into(&volume, &request, as_json),
+        Command::Clone(request) => clone::run(&volume, &request, as_json),
         Command::Mount(request) => mount::run(&volume, &request, as_json),
         Command::Repo(request) => snapshot::repo(&volume, request, as_json),
         Command::Trace(args::Trace::Record { file, seconds, records }) => {

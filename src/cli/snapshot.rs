@@ -12,6 +12,7 @@ use crate::jobs::restore::{RestorePlan, RestoreReport, restore};
 use crate::jobs::snapshot::{SnapshotInfo, Tally, open_repository, read_key};
 use crate::repository::{InitOptions, PACK_BYTES, Repository, Root, SnapshotId};
 use anyhow::{Context, Result};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,8 +21,14 @@ const POLL: Duration = Duration::from_millis(200);
 
 /// The repository that was named, or the one in the volume's settings.
 pub(super) fn open(volume: &Choice, storage: &Storage) -> Result<Repository> {
+    Ok(open_with_place(volume, storage)?.0)
+}
+
+/// As [`open`], with its directory and its key file.
+pub(super) fn open_with_place(volume: &Choice, storage: &Storage) -> Result<(Repository, PathBuf, Option<PathBuf>)> {
     if let Some(path) = &storage.repository {
-        return Ok(open_repository(path, storage.key_file.as_deref())?);
+        let repository = open_repository(path, storage.key_file.as_deref())?;
+        return Ok((repository, path.clone(), storage.key_file.clone()));
     }
     let settings = volume.settings()?.snapshot;
     let Some(path) = settings.repository else {
@@ -31,7 +38,7 @@ pub(super) fn open(volume: &Choice, storage: &Storage) -> Result<Repository> {
         .into());
     };
     let key_file = storage.key_file.clone().or(settings.key_file);
-    Ok(open_repository(&path, key_file.as_deref())?)
+    Ok((open_repository(&path, key_file.as_deref())?, path, key_file))
 }
 
 /// A snapshot by its name, by the unique beginning of it, or `latest`.
@@ -62,7 +69,7 @@ pub(super) fn run(volume: &Choice, command: SnapshotCommand, as_json: bool) -> R
         }
         SnapshotCommand::Diff { before, after, storage } => keeping::diff(volume, &storage, &before, &after, as_json),
         SnapshotCommand::Pin { id, name, note, storage } => keeping::pin(volume, &storage, &id, name, &note, as_json),
-        SnapshotCommand::Unpin { name, storage } => keeping::unpin(volume, &storage, &name, as_json),
+        SnapshotCommand::Unpin { name, force, storage } => keeping::unpin(volume, &storage, &name, force, as_json),
         SnapshotCommand::Delete { ids, storage } => keeping::delete(volume, &storage, &ids, as_json),
         SnapshotCommand::Prune { keep, dry_run, storage } => keeping::prune(volume, &storage, &keep, dry_run, as_json),
         SnapshotCommand::Verify { budget, one_in, storage } => {

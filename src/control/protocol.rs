@@ -5,6 +5,7 @@
 use crate::daemon::quantity::rounded_bytes;
 use crate::heat::TakenTrace;
 use crate::jobs::forecaster::ForecastStatus;
+use crate::jobs::hydrate::HydrationStatus;
 use crate::jobs::migrate::{Explanation, HeatRange, JournalEntry, Moment, MoverStatus, WhatIf};
 use crate::policy::placement::{Reason, TierOutlook};
 use crate::units::TierId;
@@ -82,6 +83,9 @@ pub struct StatusReply {
     pub warnings: Vec<String>,
     pub volume: VolumeStatus,
     pub mover: MoverStatus,
+    /// Of a clone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hydration: Option<HydrationStatus>,
 }
 
 impl StatusReply {
@@ -437,6 +441,7 @@ mod tests {
             warnings: vec![],
             volume: VolumeStatus::default(),
             mover: MoverStatus::default(),
+            hydration: None,
         };
         let value = serde_json::to_value(&status).expect("encodes");
         let back: StatusReply = serde_json::from_value(value.clone()).expect("decodes");

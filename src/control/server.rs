@@ -244,6 +244,7 @@ fn status_of(served: &Served) -> StatusReply {
         warnings: StatusReply::warn(&volume, &mover, block_bytes),
         volume,
         mover,
+        hydration: served.hydrator.as_ref().map(|hydrator| hydrator.status()),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::settings::Settings;
 use crate::device::clock::monotonic_now;
 use crate::error::Result;
+use crate::jobs::hydrate::Hydrator;
 use crate::jobs::migrate::Mover;
 use crate::namespace::Namespace;
 use crate::units::FileId;
@@ -27,6 +28,8 @@ pub struct Served {
     pub volume: Arc<Volume>,
     pub namespace: Arc<Namespace>,
     pub mover: Arc<Mover>,
+    /// Of a clone, until it is told by a new start that nothing is left in the repository.
+    pub hydrator: Option<Arc<Hydrator>>,
     started: Instant,
     events: Sender<Event>,
     stopping: Mutex<Option<String>>,
@@ -38,9 +41,11 @@ impl Served {
         volume: Arc<Volume>,
         namespace: Arc<Namespace>,
         mover: Arc<Mover>,
+        hydrator: Option<Arc<Hydrator>>,
         events: Sender<Event>,
     ) -> Served {
-        Served { settings, volume, namespace, mover, started: monotonic_now(), events, stopping: Mutex::new(None) }
+        let (started, stopping) = (monotonic_now(), Mutex::new(None));
+        Served { settings, volume, namespace, mover, hydrator, started, events, stopping }
     }
 
     pub fn uptime(&self) -> Duration {

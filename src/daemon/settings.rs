@@ -5,6 +5,7 @@
 //! is checked when the volume is opened.
 
 use super::callers::MAINTENANCE;
+use super::clones::CloneSettings;
 use super::path_rules::{read_profiles, read_rules};
 use super::quantity::parse_bytes;
 use super::reader::Section;
@@ -67,10 +68,14 @@ pub const KEYS: &[&str] = &[
     "snapshot.key_file",
     "snapshot.streams",
     "snapshot.staging",
+    "clone.streams",
+    "clone.bytes_per_second",
+    "clone.without_repository",
 ];
 
 /// The tables of the file.
-const TABLES: &[&str] = &["log", "tier", "fuse", "placement", "forecast", "rule", "checkpoint", "coalesce", "snapshot"];
+const TABLES: &[&str] =
+    &["log", "tier", "fuse", "placement", "forecast", "rule", "checkpoint", "coalesce", "snapshot", "clone"];
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -95,6 +100,7 @@ pub struct Settings {
     /// Share of the log in use above which coalescing starts even for blocks that are still being written.
     pub coalesce_log_fill_start: f64,
     pub snapshot: SnapshotSettings,
+    pub clone: CloneSettings,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -263,6 +269,7 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
     let mut checkpoint = root.section("checkpoint")?;
     let mut coalesce = root.section("coalesce")?;
     let mut snapshot = root.section("snapshot")?;
+    let mut clone = root.section("clone")?;
     for (section, prefix) in [
         (&log, "log."),
         (&fuse, "fuse."),
@@ -271,6 +278,7 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
         (&checkpoint, "checkpoint."),
         (&coalesce, "coalesce."),
         (&snapshot, "snapshot."),
+        (&clone, "clone."),
     ] {
         refuse_unknown(section, prefix)?;
     }
@@ -292,6 +300,7 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
         checkpoint_interval: checkpoint.span("interval", seconds(30), seconds(1)..=seconds(3600))?,
         coalesce_log_fill_start: coalesce.number("log_fill_start", 0.5, 0.05..=0.9)?.into(),
         snapshot: super::snapshots::read(&mut snapshot)?,
+        clone: super::clones::read(&mut clone)?,
     };
     refuse_overlap(&settings, origin)?;
     Ok(settings)

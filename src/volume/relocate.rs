@@ -247,7 +247,9 @@ impl Volume {
             }
             for block in away {
                 progress(match file.read().map.get(block).home {
-                    Home::Repository => self.hydrate_to(file, block, 1, Some(to))?.blocks,
+                    Home::Repository => {
+                        self.hydrate_to(file, block, RUN_BYTES_MAX / self.block_bytes(), Some(to))?.blocks
+                    }
                     _ => self.move_run(file, block, 1, to)?,
                 });
             }

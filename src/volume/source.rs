@@ -173,7 +173,7 @@ impl Volume {
     /// Does durable state still say of files that they are in the repository? False only after a checkpoint that found no block there: from then on nobody
     /// will ever ask for it again.
     pub fn needs_repository(&self) -> bool {
-        self.meta.lock().version == VERSION_SOURCED
+        self.meta.lock().needs_repository()
     }
 
     /// Do readers wait for the repository at this moment?

@@ -63,6 +63,13 @@ pub struct Meta {
     pub marked: Marked,
 }
 
+impl Meta {
+    /// May blocks be in the repository that the volume was made from?
+    pub fn needs_repository(&self) -> bool {
+        self.version == VERSION_SOURCED
+    }
+}
+
 /// What durable state knows of snapshots' marks.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -9,7 +9,7 @@ use std::process::Child;
 
 /// Everything that a restore has to bring back.
 #[derive(Debug, PartialEq)]
-struct Thing {
+pub struct Thing {
     mode: u32,
     owner: (u32, u32),
     modified: (i64, i64),
@@ -17,7 +17,7 @@ struct Thing {
     content: Vec<u8>,
 }
 
-fn tree(root: &Path) -> BTreeMap<String, Thing> {
+pub fn tree(root: &Path) -> BTreeMap<String, Thing> {
     let mut things = BTreeMap::new();
     let mut todo = vec![root.to_owned()];
     while let Some(path) = todo.pop() {
@@ -45,7 +45,7 @@ fn tree(root: &Path) -> BTreeMap<String, Thing> {
     things
 }
 
-fn started() -> Option<Bench> {
+pub fn started() -> Option<Bench> {
     let mut bench = Bench::new()?;
     bench.adopt();
     bench.ok(&["repo", "init", bench.path("repo").to_str().unwrap()]);
