@@ -140,7 +140,10 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: SnapshotCommand,
     },
-    /// Bring a snapshot, or a part of it, back as plain files in an empty directory.
+    /// Bring a snapshot, or a part of it, back as plain files in an empty directory; or, in place, only what differs.
+    ///
+    /// In place nobody may use the directory, and the database must be stopped. PostgreSQL's control file comes back last: a server does not start on what was
+    /// cut off, and the same command goes on.
     Restore(Restore),
     /// Make a volume of a snapshot, to be written to, at once: its blocks stay in the repository until they are read, written or brought to the tiers.
     ///
@@ -352,6 +355,15 @@ pub(super) struct Restore {
     pub(super) id: String,
     /// An empty directory, or one that does not exist yet.
     pub(super) dir: PathBuf,
+    /// Make an existing directory what the snapshot holds: pages that differ are written, names that are missing made, attributes set.
+    #[arg(long, conflicts_with = "path")]
+    pub(super) in_place: bool,
+    /// With --in-place: remove what the snapshot does not have. Without, it is left and listed.
+    #[arg(long, requires = "in_place")]
+    pub(super) delete: bool,
+    /// With --in-place: only tell what would be done.
+    #[arg(long, short = 'n', requires = "in_place")]
+    pub(super) dry_run: bool,
     /// Only this file, or this directory with everything in it: a path within the snapshot.
     #[arg(long, value_name = "PATH")]
     pub(super) path: Option<String>,

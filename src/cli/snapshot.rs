@@ -8,10 +8,11 @@ use crate::daemon::quantity::{rounded_bytes, show_span};
 use crate::device::clock::wall_now;
 use crate::device::real::RealDevice;
 use crate::error::Error;
-use crate::jobs::restore::{RestorePlan, RestoreReport, restore};
+use crate::jobs::restore::{InPlacePlan, InPlaceReport, RestorePlan, RestoreReport, restore, restore_in_place};
 use crate::jobs::snapshot::{SnapshotInfo, Tally, open_repository, read_key};
 use crate::repository::{InitOptions, PACK_BYTES, Repository, Root, SnapshotId};
 use anyhow::{Context, Result};
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -187,28 +188,19 @@ pub(super) fn repo(volume: &Choice, request: Repo, as_json: bool) -> Result<()> 
 pub(super) fn restore_into(volume: &Choice, request: &Restore, as_json: bool) -> Result<()> {
     let repository = open(volume, &request.storage)?;
     let snapshot = repository.snapshot(find(&repository, &request.id)?)?;
-    let only = request.path.as_deref().unwrap_or("").trim_matches('/').as_bytes().to_vec();
     let into = std::path::absolute(&request.dir).with_context(|| format!("path {}", request.dir.display()))?;
-    let plan = RestorePlan { only, into, streams: request.streams };
-    let (tally, ended) = (Arc::new(Tally::default()), Arc::new(AtomicBool::new(false)));
-    let shown = std::thread::spawn({
-        let (tally, ended) = (Arc::clone(&tally), Arc::clone(&ended));
-        move || {
-            let bar = bytes_bar("restoring");
-            while !ended.load(Ordering::Relaxed) {
-                bar.set_length(tally.total_bytes.load(Ordering::Relaxed));
-                bar.set_position(tally.done_bytes.load(Ordering::Relaxed));
-                std::thread::park_timeout(POLL);
-            }
-            bar.finish_and_clear();
-        }
-    });
-    let restored = restore(&snapshot, &plan, &tally);
-    ended.store(true, Ordering::Relaxed);
-    shown.thread().unpark();
-    // It only draws: nothing of the restore depends on it.
-    let _ = shown.join();
-    let report: RestoreReport = restored?;
+    let streams = request.streams;
+    if request.in_place {
+        let plan = InPlacePlan { into, streams, delete: request.delete, dry_run: request.dry_run };
+        let report = shown("comparing", |tally| restore_in_place(&snapshot, &plan, tally))?;
+        return match as_json {
+            true => out::json(&report),
+            false => out::text(&in_place_text(&snapshot.id(), &report)),
+        };
+    }
+    let only = request.path.as_deref().unwrap_or("").trim_matches('/').as_bytes().to_vec();
+    let plan = RestorePlan { only, into, streams };
+    let report: RestoreReport = shown("restoring", |tally| restore(&snapshot, &plan, tally))?;
     match as_json {
         true => out::json(&report),
         false => out::text(&format!(
@@ -219,4 +211,57 @@ pub(super) fn restore_into(volume: &Choice, request: &Restore, as_json: bool) ->
             report.files
         )),
     }
+}
+
+/// Does the work while a bar shows how far it is.
+fn shown<T>(what: &'static str, work: impl FnOnce(&Tally) -> crate::error::Result<T>) -> crate::error::Result<T> {
+    let (tally, ended) = (Arc::new(Tally::default()), Arc::new(AtomicBool::new(false)));
+    let shown = std::thread::spawn({
+        let (tally, ended) = (Arc::clone(&tally), Arc::clone(&ended));
+        move || {
+            let bar = bytes_bar(what);
+            while !ended.load(Ordering::Relaxed) {
+                bar.set_length(tally.total_bytes.load(Ordering::Relaxed));
+                bar.set_position(tally.done_bytes.load(Ordering::Relaxed));
+                std::thread::park_timeout(POLL);
+            }
+            bar.finish_and_clear();
+        }
+    });
+    let done = work(&tally);
+    ended.store(true, Ordering::Relaxed);
+    shown.thread().unpark();
+    // It only draws: nothing of the work depends on it.
+    let _ = shown.join();
+    done
+}
+
+fn in_place_text(id: &SnapshotId, report: &InPlaceReport) -> String {
+    let (is, would) = match report.dry_run {
+        true => (format!("{} would become", report.into.display()), "would be "),
+        false => (format!("{} is", report.into.display()), ""),
+    };
+    let mut text = format!(
+        "{is} snapshot {id}: of {} in {} files {} in {} files {would}written, {} names {would}made, attributes of {} {would}set\n",
+        rounded_bytes(report.bytes),
+        report.files,
+        rounded_bytes(report.written_bytes),
+        report.changed_files,
+        report.made,
+        report.attributes
+    );
+    if report.extra == 0 {
+        return text;
+    }
+    let fate = match (report.removed, report.dry_run) {
+        (true, false) => "removed",
+        (true, true) => "would be removed",
+        (false, _) => "left; --delete removes them",
+    };
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{} names that the snapshot does not have: {fate}", report.extra);
+    for name in &report.extra_names {
+        let _ = writeln!(text, "  {name}");
+    }
+    text
 }

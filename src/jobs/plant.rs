@@ -51,6 +51,16 @@ impl Planter {
         Ok(())
     }
 
+    /// Where the file has its first name, if it has one.
+    pub fn first_name(&self, file: FileId) -> Option<&Path> {
+        self.links.get(&file).map(PathBuf::as_path)
+    }
+
+    /// A file that is there already: later names of it are links to this one.
+    pub fn adopt_file(&mut self, file: FileId, path: &Path) {
+        self.links.insert(file, path.to_owned());
+    }
+
     pub fn make(&mut self, path: &Path, entry: &Entry) -> Result<()> {
         let io = |action, error| Error::io(action, path.display().to_string(), error);
         let attributes = attributes(entry)?;

@@ -3,6 +3,10 @@
 //! Names are made first, one after the other, in the order of paths; bytes follow in several streams. Attributes come after the bytes, those of
 //! directories last of all, since filling them changes their times. Everything is durable when [`restore`] returns.
 
+mod in_place;
+
+pub use in_place::{InPlacePlan, InPlaceReport, restore_in_place};
+
 use super::plant::{Planted, Planter, safe};
 use super::snapshot::Tally;
 use super::streams;
