@@ -14,6 +14,7 @@ mod home;
 pub mod migrate;
 mod mirror;
 mod mounts;
+pub mod pace;
 pub mod predict;
 pub mod protect;
 pub mod relations;

@@ -12,6 +12,7 @@ pub use names::{ImageEntry, Inode, Moment, Names};
 use crate::device::clock::wall_now;
 use crate::device::real::RealDevice;
 use crate::error::{Error, Result};
+use crate::jobs::pace::Pace;
 use crate::repository::{Consistency, Repository, Root, SnapshotMeta, WriterOptions};
 use crate::volume::{FileAt, Mark, Volume};
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,8 @@ pub struct Source<'a> {
     pub repository: &'a Repository,
     /// Files captured at once, at least 1.
     pub streams: usize,
+    /// What keeps the capture out of the way of the volume's users.
+    pub pace: Pace,
 }
 
 /// One snapshot in short, as commands show it.
