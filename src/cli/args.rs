@@ -130,6 +130,14 @@ pub(super) enum Command {
         #[arg(long)]
         deep: bool,
     },
+    /// Look for what would hurt later: FUSE, kernel, limits, clock; the tiers' filesystems, speed, order, room, and syncs too fast to be true.
+    ///
+    /// Writes 64 MiB to each tier for a moment. Exit code 1 when something does not work or is not safe.
+    Doctor {
+        /// A directory that is to become a tier, fastest first; repeat for each [default: those of the settings, if there are any].
+        #[arg(long = "tier", value_name = "NAME=PATH", value_parser = named_path)]
+        tiers: Vec<(String, PathBuf)>,
+    },
     /// Print an on-disk object readably, as JSON. The daemon must be stopped for most.
     Dump {
         #[arg(help = format!("What to print: {TARGETS}"))]

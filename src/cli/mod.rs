@@ -6,6 +6,7 @@ mod adopt;
 mod args;
 mod check;
 mod decisions;
+mod doctor;
 mod dump;
 mod heat;
 mod keeping;
@@ -125,6 +126,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Man { dir } => write_man_pages(&dir),
         Command::Adopt(request) => adopt::run(&request, as_json),
         Command::Release(request) => release::run(&volume, &request, as_json),
+        Command::Doctor { tiers } => doctor::run(&volume, &tiers, as_json),
         Command::Check { deep } => check::run(&volume, deep, as_json),
         Command::Snapshot { command } => snapshot::run(&volume, command, as_json),
         Command::Restore(request) => snapshot::restore_into(&volume, &request, as_json),

@@ -13,8 +13,25 @@ use std::path::{Path, PathBuf};
 const HELPER_NAMES: [&str; 2] = ["mount.heatfs", "mount.fuse.heatfs"];
 /// Options that say what holds in any case, or that are meant for mount(8), systemd or people.
 const ACCEPTED: &[&str] = &[
-    "rw", "defaults", "auto", "noauto", "nofail", "_netdev", "user", "users", "nouser", "owner", "group", "noatime", "nodiratime",
-    "nosuid", "nodev", "exec", "async", "allow_other", "default_permissions",
+    "rw",
+    "defaults",
+    "auto",
+    "noauto",
+    "nofail",
+    "_netdev",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "group",
+    "noatime",
+    "nodiratime",
+    "nosuid",
+    "nodev",
+    "exec",
+    "async",
+    "allow_other",
+    "default_permissions",
 ];
 const ACCEPTED_BEGINNINGS: &[&str] = &["x-", "X-", "comment=", "user="];
 const NO_EXEC: &str = "noexec";
@@ -41,7 +58,8 @@ pub(super) fn run(request: &MountHelper) -> Result<()> {
         _ => dir,
     };
     if dir != settings.mount_path() {
-        let line = format!("{} is to be mounted on {}, not on {}", shown(&file), shown(&settings.mount_path()), shown(&dir));
+        let line =
+            format!("{} is to be mounted on {}, not on {}", shown(&file), shown(&settings.mount_path()), shown(&dir));
         return Err(Error::Invalid(line).into());
     }
     if request.fake {
@@ -69,7 +87,8 @@ fn options(given: &[String], sloppy: bool) -> Result<bool, Error> {
             NO_EXEC => no_exec = true,
             "exec" => no_exec = false,
             "ro" => {
-                let line = "option ro: a volume is mounted to be written; to look at a snapshot there is `heatfs mount`";
+                let line =
+                    "option ro: a volume is mounted to be written; to look at a snapshot there is `heatfs mount`";
                 return Err(Error::Invalid(line.to_owned()));
             }
             _ if accepted || sloppy => {}
@@ -90,7 +109,10 @@ mod tests {
     #[test]
     fn the_name_makes_the_helper() {
         let called = |words: &[&str]| arguments(words.iter().map(OsString::from));
-        assert_eq!(called(&["/sbin/mount.heatfs", "main", "/data"]), ["/sbin/mount.heatfs", "mount-helper", "main", "/data"]);
+        assert_eq!(
+            called(&["/sbin/mount.heatfs", "main", "/data"]),
+            ["/sbin/mount.heatfs", "mount-helper", "main", "/data"]
+        );
         assert_eq!(called(&["/usr/bin/heatfs", "status"]), ["/usr/bin/heatfs", "status"]);
         assert_eq!(called(&[]), Vec::<OsString>::new());
     }

@@ -2,7 +2,7 @@
 
 use super::MountAs;
 use super::holders::{is_dead, mount_at};
-use super::settings::{Settings, default_socket};
+use super::settings::Settings;
 use crate::device::clock;
 use crate::error::{Error, Result};
 use crate::tier::identity::Locks;
@@ -66,7 +66,8 @@ fn start(settings_file: &Path, mount_as: &MountAs, words: &Words) -> Result<Chil
     }
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
     if let Some(file) = &words.file {
-        command.stderr(file.try_clone().map_err(|error| Error::io("opening", words.path.display().to_string(), error))?);
+        command
+            .stderr(file.try_clone().map_err(|error| Error::io("opening", words.path.display().to_string(), error))?);
     }
     command.spawn().map_err(|error| Error::io("starting", program.display().to_string(), error))
 }
@@ -82,7 +83,7 @@ struct Words {
 
 impl Words {
     fn open(settings: &Settings) -> Result<Words> {
-        let path = default_socket(&settings.name)?.with_extension("log");
+        let path = settings.socket_path()?.with_extension("log");
         if std::env::var_os("JOURNAL_STREAM").is_some() {
             return Ok(Words { path, file: None, before_bytes: 0 });
         }
@@ -105,7 +106,8 @@ impl Words {
             let _ = read.and_then(|_| file.take(WORDS_BYTES_MAX as u64).read_to_end(&mut said));
         }
         let said = String::from_utf8_lossy(&said);
-        let line = said.lines().rfind(|line| line.starts_with("heatfs: ")).and_then(|line| line.strip_prefix("heatfs: "));
+        let line =
+            said.lines().rfind(|line| line.starts_with("heatfs: ")).and_then(|line| line.strip_prefix("heatfs: "));
         match (line, code) {
             (Some(line), Some(2)) => Error::Invalid(line.to_owned()),
             (Some(line), _) => Error::Busy(line.to_owned()),

@@ -288,7 +288,9 @@ fn a_bad_sector_costs_its_own_pages_alone() {
     assert!(status.degraded.iter().any(|line| line.contains("hdd") && line.contains(&path)), "{:?}", status.degraded);
     assert!(!volume.check(true).expect("checks").is_empty());
     assert!(!volume.status().degraded.is_empty(), "still there");
-    volume.write(&file, BLOCK + 4096, &[8; 4096], Wait::Allowed).expect("a disk takes a bad sector out when it is written");
+    volume
+        .write(&file, BLOCK + 4096, &[8; 4096], Wait::Allowed)
+        .expect("a disk takes a bad sector out when it is written");
     volume.coalesce_all(&mut |_, _| {}).expect("coalesces");
     assert_eq!(volume.check(true).expect("checks"), vec![]);
     assert!(volume.status().degraded.is_empty(), "{:?}", volume.status().degraded);
