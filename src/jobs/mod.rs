@@ -8,6 +8,7 @@ pub mod adopt;
 mod attributes;
 mod backing;
 pub mod check;
+pub mod doctor;
 pub mod dump;
 pub mod forecaster;
 mod home;
