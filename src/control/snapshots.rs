@@ -4,6 +4,7 @@ use super::errands::Errands;
 use super::protocol::{JobReply, SnapshotRequest};
 use crate::daemon::Served;
 use crate::error::{Error, Result};
+use crate::jobs::pace::Pace;
 use crate::jobs::snapshot::{SnapshotInfo, Source, Tally, check_labels, open_repository, take};
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ pub(super) fn create(served: &Arc<Served>, errands: &Arc<Errands>, request: Snap
             names: &served.namespace,
             repository: &repository,
             streams: settings.streams,
+            pace: Pace::new(Arc::clone(&served.volume), settings.busy_share, settings.bytes_per_second),
         };
         let root = take(&source, request.labels, &tally)?;
         tracing::info!(id = %root.id, stored_bytes = root.stats.stored_bytes, "snapshot");

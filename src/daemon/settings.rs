@@ -67,9 +67,12 @@ pub const KEYS: &[&str] = &[
     "snapshot.repository",
     "snapshot.key_file",
     "snapshot.streams",
+    "snapshot.busy_share",
+    "snapshot.bytes_per_second",
     "snapshot.staging",
     "clone.streams",
     "clone.bytes_per_second",
+    "clone.busy_share",
     "clone.without_repository",
 ];
 

@@ -1,14 +1,14 @@
 //! The hydrator: brings the blocks of a clone from the repository to its tiers, behind everybody's back.
 //!
 //! Several streams share one pass over the files that are in the repository, in order of files and offsets, a mebibyte at a time; but what a reader has just
-//! fetched comes first, since it will be read again and is still in the repository's cache. They keep to a budget of bytes, rest while commits are slow, and
-//! let readers that wait for the repository go first. What cannot be read is passed over, named, and tried again by the next pass.
+//! fetched comes first, since it will be read again and is still in the repository's cache. They keep to a budget of bytes, rest while others need the machine
+//! ([`Pace`]), and let readers that wait for the repository go first. What cannot be read is passed over, named, and tried again by the next pass.
 //!
 //! Where a block is is part of the map, so nothing is remembered here: a pass of the next mount goes on where this one was. When no block is left and a
 //! checkpoint has said so durably, the ref in the repository is dropped (R18), and then the note of the snapshot.
 
 use super::clone::{CloneNote, RepositorySource};
-use super::pace::{Backoff, TokenBucket};
+use super::pace::{Pace, TokenBucket};
 use crate::device::Device;
 use crate::device::clock::{Instant, monotonic_now};
 use crate::error::{Error, Result};
@@ -28,9 +28,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 const RUN_BYTES: u64 = 256 * 1024;
 /// After a pass that could not bring everything.
 const REST: Duration = Duration::from_secs(5);
-/// Time between two looks at the log's latency.
-const LATENCY_SAMPLE: Duration = Duration::from_millis(250);
-/// Longest rest before one piece is brought all the same, so that a volume that is always busy gets hydrated, too.
+/// Longest wait for readers before one piece is brought all the same, so that a volume that is always busy gets hydrated, too.
 const YIELD_MAX: Duration = Duration::from_millis(500);
 /// How long a stream steps back at a time.
 const YIELD: Duration = Duration::from_millis(10);
@@ -42,6 +40,8 @@ pub struct HydratorSettings {
     /// At least 1.
     pub streams: usize,
     pub bytes_per_second: u64,
+    /// Share of its time that each stream works while others need the machine.
+    pub busy_share: f64,
 }
 
 /// What `status` shows of a clone.
@@ -81,7 +81,7 @@ pub struct Hydrator {
     home: Arc<dyn Device>,
     settings: HydratorSettings,
     bucket: TokenBucket,
-    backoff: Mutex<(Backoff, Instant, bool)>,
+    pace: Pace,
     rate: Mutex<Rate>,
     passes: AtomicU64,
     failed: AtomicU64,
@@ -119,7 +119,8 @@ impl Hydrator {
         let now = monotonic_now();
         Arc::new(Hydrator {
             bucket: TokenBucket::new(settings.bytes_per_second),
-            backoff: Mutex::new((Backoff::default(), now, false)),
+            // The budget is kept where a stop can interrupt the wait.
+            pace: Pace::new(Arc::clone(&volume), settings.busy_share, u64::MAX),
             rate: Mutex::new(Rate { since: now, left_bytes: volume.bytes_in_repository(), bytes_per_second: 0 }),
             passes: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -310,8 +311,9 @@ impl Hydrator {
             if self.wait_for_turn(blocks * self.volume.block_bytes()) {
                 return Ok(());
             }
+            let brought = self.pace.work(0, || self.volume.hydrate(&piece.file, first, blocks));
             at = first.0
-                + match self.volume.hydrate(&piece.file, first, blocks) {
+                + match brought {
                     // Somebody is at the block, or its place waits for its punch: the next pass comes by.
                     Ok(done) => done.blocks.max(1),
                     Err(error) if !is_damage(&error) => return Err(error),
@@ -338,29 +340,19 @@ impl Hydrator {
         Ok(())
     }
 
-    /// Keeps to the budget, and rests while commits are slow or readers wait for the repository. True: it is time to stop.
+    /// Keeps to the budget, and lets readers that wait for the repository go first. True: it is time to stop.
     fn wait_for_turn(&self, bytes: u64) -> bool {
         let owed = self.bucket.take(bytes);
         if !owed.is_zero() && self.sleep(owed) {
             return true;
         }
         let began = monotonic_now();
-        while (self.commits_are_slow() || self.volume.readers_wait_for_repository()) && began.elapsed() < YIELD_MAX {
+        while self.volume.readers_wait_for_repository() && began.elapsed() < YIELD_MAX {
             if self.sleep(YIELD) {
                 return true;
             }
         }
         self.stopped()
-    }
-
-    fn commits_are_slow(&self) -> bool {
-        let mut backoff = self.backoff.lock();
-        if backoff.1.elapsed() >= LATENCY_SAMPLE {
-            let (groups, micros) = self.volume.log_groups();
-            backoff.2 = backoff.0.sample(groups, micros);
-            backoff.1 = monotonic_now();
-        }
-        backoff.2
     }
 }
 

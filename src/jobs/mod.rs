@@ -9,6 +9,7 @@ mod attributes;
 mod backing;
 pub mod check;
 pub mod clone;
+pub mod doctor;
 pub mod dump;
 pub mod forecaster;
 mod home;

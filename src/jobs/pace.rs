@@ -1,7 +1,13 @@
-//! How fast the mover may go: a byte budget, and stepping back when commits suffer.
+//! How fast work in the background may go: a byte budget, stepping back when commits suffer, and resting between pieces of work
+//! while the machine has nothing to spare.
 
 use crate::device::clock::{Instant, monotonic_now};
+use crate::device::host::{ProcessorTimes, processor_times};
+use crate::policy::yielding::{Share, Signs};
+use crate::volume::{Activity, Volume};
 use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Bytes per second, with a burst of a tenth of a second.
@@ -64,6 +70,94 @@ impl Backoff {
     }
 }
 
+/// Time between two looks at what others do: some ticks of the processors' own count.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Longest rest after one piece of work, so that whoever waits for the work's end is not kept long.
+const REST_MAX: Duration = Duration::from_millis(500);
+
+/// Paces several threads that work for a volume in the background; see the module's head.
+pub struct Pace {
+    volume: Arc<Volume>,
+    bucket: TokenBucket,
+    looks: Mutex<Looks>,
+    rested_us: AtomicU64,
+}
+
+struct Looks {
+    at: Instant,
+    share: Share,
+    commits: Backoff,
+    activity: Activity,
+    processors: Option<ProcessorTimes>,
+}
+
+impl Pace {
+    /// `busy_share`: the share of its time that each thread works while others need the machine. `bytes_per_second`: of all threads, however
+    /// quiet the machine is.
+    pub fn new(volume: Arc<Volume>, busy_share: f64, bytes_per_second: u64) -> Pace {
+        let looks = Looks {
+            at: monotonic_now(),
+            share: Share::new(busy_share),
+            commits: Backoff::default(),
+            activity: volume.activity(),
+            processors: processor_times(),
+        };
+        let bucket = TokenBucket::new(bytes_per_second);
+        Pace { volume, bucket, looks: Mutex::new(looks), rested_us: AtomicU64::new(0) }
+    }
+
+    /// Does one piece of work on so many bytes, some milliseconds of it, and then rests for as long as the share asks.
+    pub fn work<Done>(&self, bytes: u64, work: impl FnOnce() -> Done) -> Done {
+        self.rest(self.bucket.take(bytes));
+        let began = monotonic_now();
+        let done = work();
+        let share = self.share_now();
+        self.rest(began.elapsed().mul_f64((1.0 - share) / share).min(REST_MAX));
+        done
+    }
+
+    /// How long threads have rested, all together.
+    pub fn rested(&self) -> Duration {
+        Duration::from_micros(self.rested_us.load(Ordering::Relaxed))
+    }
+
+    fn rest(&self, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
+        std::thread::sleep(time);
+        self.rested_us.fetch_add(u64::try_from(time.as_micros()).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn share_now(&self) -> f64 {
+        let mut looks = self.looks.lock();
+        let elapsed = looks.at.elapsed();
+        if elapsed >= LOOK_EVERY {
+            looks.look(self.volume.activity(), processor_times(), elapsed);
+        }
+        looks.share.get()
+    }
+}
+
+impl Looks {
+    fn look(&mut self, activity: Activity, processors: Option<ProcessorTimes>, elapsed: Duration) {
+        let before = std::mem::replace(&mut self.activity, activity);
+        let idle = processors.zip(self.processors).and_then(|(now, then)| now.idle_share_since(&then));
+        self.processors = processors;
+        self.at = monotonic_now();
+        let now = &self.activity;
+        let spent = now.read_us.iter().zip(&before.read_us).skip(1);
+        let longest = spent.map(|(now, before)| now.saturating_sub(*before)).max().unwrap_or(0);
+        let signs = Signs {
+            requests_per_s: bytes_f64(now.requests.saturating_sub(before.requests)) / elapsed.as_secs_f64(),
+            idle,
+            slow_readers: Duration::from_micros(longest).div_duration_f64(elapsed),
+            slow_commits: self.commits.sample(now.log_groups, now.log_group_us),
+        };
+        self.share.look(&signs);
+    }
+}
+
 #[allow(clippy::cast_precision_loss)]
 fn bytes_f64(bytes: u64) -> f64 {
     bytes as f64
@@ -72,6 +166,28 @@ fn bytes_f64(bytes: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_seen_between_two_looks_decides() {
+        let activity = |requests, slow_us| Activity { requests, read_us: vec![0, 0, slow_us], ..Activity::default() };
+        let processors = |idle, total| Some(ProcessorTimes { idle, total });
+        let mut looks = Looks {
+            at: monotonic_now(),
+            share: Share::new(0.1),
+            commits: Backoff::default(),
+            activity: activity(0, 0),
+            processors: processors(0, 0),
+        };
+        let second = Duration::from_secs(1);
+        let mut look = |activity, processors| {
+            looks.look(activity, processors, second);
+            looks.share.get()
+        };
+        assert!((look(activity(3, 0), processors(20, 200)) - 1.0).abs() < 1e-9, "nobody is there");
+        assert!((look(activity(5003, 0), processors(160, 400)) - 1.0).abs() < 1e-9, "there is plenty");
+        assert!((look(activity(9003, 0), processors(165, 600)) - 0.5).abs() < 1e-9, "processors are scarce");
+        assert!((look(activity(9999, 900_000), processors(300, 800)) - 0.25).abs() < 1e-9, "the slow tier is busy");
+    }
 
     #[test]
     fn the_bucket_holds_back_what_was_not_earned() {

@@ -64,7 +64,7 @@ pub use readers::{Readers, Reading};
 pub use resize::Seek;
 pub use source::{ClonedFile, Hydrated, Lineage, SourceSnapshot};
 pub use state::Meta;
-pub use status::{Counters, LogLoad, LogStatus, MarkStatus, TierStatus, VolumeStatus};
+pub use status::{Activity, Counters, LogLoad, LogStatus, MarkStatus, TierStatus, VolumeStatus};
 
 use crate::device::Device;
 use crate::error::{Error, Result};

@@ -1,6 +1,6 @@
 //! The engine's own threads: the log's committer, and maintenance, which keeps log room free and checkpoints.
 
-use super::{LogLoad, Volume};
+use super::{Activity, LogLoad, Volume};
 use crate::device::clock;
 use crate::error::{Error, Result};
 use crate::units::{BlockNo, FileId, TierId};
@@ -187,10 +187,15 @@ impl Volume {
         }
     }
 
-    /// Log writes so far, and the microseconds that they took: cheap, for who wants to step back when commits are slow.
-    pub fn log_groups(&self) -> (u64, u64) {
-        let counters = &self.log.counters;
-        (counters.groups.load(Ordering::Relaxed), counters.commit_us.load(Ordering::Relaxed))
+    /// What the volume's users do: cheap, for who looks often.
+    pub fn activity(&self) -> Activity {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Activity {
+            requests: get(&self.counters.reads) + get(&self.counters.writes) + get(&self.counters.syncs),
+            log_groups: get(&self.log.counters.groups),
+            log_group_us: get(&self.log.counters.commit_us),
+            read_us: self.counters.tiers.iter().map(|tier| get(&tier.read_us)).collect(),
+        }
     }
 
     /// Segments in use over segments in all.

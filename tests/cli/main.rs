@@ -4,6 +4,8 @@
 
 mod bench;
 mod clones;
+mod doctor;
+mod mounting;
 mod snapshots;
 mod traces;
 mod usage;

@@ -112,7 +112,7 @@ pub fn restore_in_place(snapshot: &Snapshot<'_>, plan: &InPlacePlan, tally: &Tal
 fn refuse_busy(into: &Path) -> Result<()> {
     refuse_if_postmaster_runs(into)?;
     let mounts = Mounts::read()?;
-    if let Some(point) = mounts.below(into).first() {
+    if let Some(point) = mounts.below(into).next() {
         let (into, point) = (into.display(), point.display());
         return Err(Error::Invalid(format!("{point} is mounted inside {into}: unmount it first")));
     }

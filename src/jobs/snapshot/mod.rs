@@ -9,9 +9,10 @@ mod names;
 
 pub use names::{ImageEntry, Inode, Moment, Names};
 
-use crate::device::clock::wall_now;
+use crate::device::clock::{monotonic_now, wall_now};
 use crate::device::real::RealDevice;
 use crate::error::{Error, Result};
+use crate::jobs::pace::Pace;
 use crate::repository::{Consistency, Repository, Root, SnapshotMeta, WriterOptions};
 use crate::volume::{FileAt, Mark, Volume};
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Label under which a snapshot notes the engine's name of its mark: by it the volume knows what changed since.
@@ -56,6 +58,8 @@ pub struct Source<'a> {
     pub repository: &'a Repository,
     /// Files captured at once, at least 1.
     pub streams: usize,
+    /// What keeps the capture out of the way of the volume's users.
+    pub pace: Pace,
 }
 
 /// One snapshot in short, as commands show it.
@@ -176,6 +180,8 @@ impl Drop for Pending<'_> {
 }
 
 fn take_once(source: &Source<'_>, mut labels: BTreeMap<String, String>, tally: &Tally) -> Result<Root> {
+    let began = monotonic_now();
+    let rested_before = source.pace.rested();
     let parent = find_parent(source)?;
     let writer = source.repository.begin(WriterOptions {
         volume: source.volume.volume_id(),
@@ -192,7 +198,9 @@ fn take_once(source: &Source<'_>, mut labels: BTreeMap<String, String>, tally: &
     let files: HashMap<_, FileAt> = source.volume.files_at(mark)?.into_iter().map(|file| (file.file, file)).collect();
     let (names, named) = names::write(&*moment, &writer, &files)?;
     drop(moment);
+    let named_after = began.elapsed();
     capture::Capture { source, writer: &writer, mark, parent: parent.mark, tally }.run(named)?;
+    let captured_after = began.elapsed();
     labels.insert(LABEL_MARK.to_owned(), id.to_string());
     let root = writer.commit(
         names,
@@ -209,5 +217,14 @@ fn take_once(source: &Source<'_>, mut labels: BTreeMap<String, String>, tally: &
     if let Err(error) = source.volume.publish_mark(mark, None) {
         tracing::warn!("snapshot {}: the next one will read everything: {error}", root.id);
     }
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(
+        id = %root.id,
+        names_ms = millis(named_after),
+        bytes_ms = millis(captured_after.saturating_sub(named_after)),
+        of_that_all_streams_rested_ms = millis(source.pace.rested().saturating_sub(rested_before)),
+        publish_ms = millis(began.elapsed().saturating_sub(captured_after)),
+        "snapshot captured"
+    );
     Ok(root)
 }
