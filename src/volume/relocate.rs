@@ -246,7 +246,9 @@ impl Volume {
                 self.checkpoint()?;
             }
             for block in away {
-                progress(match file.read().map.get(block).home {
+                // No lock of the file is held over what follows.
+                let home = file.read().map.get(block).home;
+                progress(match home {
                     Home::Repository => {
                         self.hydrate_to(file, block, RUN_BYTES_MAX / self.block_bytes(), Some(to))?.blocks
                     }

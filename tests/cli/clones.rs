@@ -145,6 +145,16 @@ fn with_snapshot() -> Option<(Bench, String)> {
     Some((bench, id))
 }
 
+/// The snapshot is held for the clone, and prune leaves what it needs.
+fn is_held(bench: &Bench, twin: &Twin<'_>, id: &str, reference: &str) {
+    let held = complaint(&bench.heatfs(&["snapshot", "delete", id]).output().unwrap(), 1);
+    assert!(held.contains("in use") && held.contains(twin.data().to_str().unwrap()), "{held}");
+    let held = complaint(&bench.heatfs(&["snapshot", "unpin", reference]).output().unwrap(), 1);
+    assert!(held.contains("--force"), "{held}");
+    bench.json(&["snapshot", "create"]);
+    bench.ok(&["snapshot", "prune", "--keep-last", "1"]);
+}
+
 #[test]
 fn a_clone_is_there_at_once_and_comes_to_its_tiers() {
     let Some((bench, id)) = with_snapshot() else { return };
@@ -167,21 +177,21 @@ fn a_clone_is_there_at_once_and_comes_to_its_tiers() {
     fs::File::options().write(true).open(twin.data().join("zeros")).unwrap().set_len(1000).unwrap();
     fs::rename(twin.data().join("small"), twin.data().join("renamed")).unwrap();
     let changed = tree(&twin.data());
+    let changed_at = twin.data().metadata().unwrap().modified().unwrap();
     assert_eq!(&read(&bench.data().join("base/1/table"))[100_000..100_100], &pattern(3_000_001)[100_000..100_100]);
 
-    // The snapshot is held, and prune leaves what it needs.
-    let held = complaint(&bench.heatfs(&["snapshot", "delete", &id]).output().unwrap(), 1);
-    assert!(held.contains("in use") && held.contains(twin.data().to_str().unwrap()), "{held}");
-    let reference = made["reference"].as_str().unwrap();
-    let held = complaint(&bench.heatfs(&["snapshot", "unpin", reference]).output().unwrap(), 1);
-    assert!(held.contains("--force"), "{held}");
-    bench.json(&["snapshot", "create"]);
-    bench.ok(&["snapshot", "prune", "--keep-last", "1"]);
+    is_held(&bench, &twin, &id, made["reference"].as_str().unwrap());
     assert_eq!(tree(&twin.data()), changed);
 
     // A kill in the middle, and a snapshot of the clone while blocks are in the repository: told against the one that it was made of.
+    twin.ok(&["checkpoint"]);
+    fs::write(twin.data().join("not yet in a base"), pattern(9000)).unwrap();
+    fs::File::open(twin.data().join("not yet in a base")).unwrap().sync_all().unwrap();
     twin.kill();
     twin.start(&[SLOWLY]);
+    assert_eq!(read(&twin.data().join("not yet in a base")), pattern(9000));
+    fs::remove_file(twin.data().join("not yet in a base")).unwrap();
+    fs::File::open(twin.data()).unwrap().set_modified(changed_at).unwrap();
     assert_eq!(tree(&twin.data()), changed);
     let own = twin.json(&["snapshot", "create"]);
     assert_eq!(own["parent"], id.as_str(), "{own}");

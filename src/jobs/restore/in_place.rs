@@ -209,7 +209,11 @@ impl Restoring<'_> {
         if !wanted || self.plan.dry_run || !exists(&control)? {
             return Ok(());
         }
-        rename_durably(&control, &aside)
+        // The directory is not to look changed for this.
+        let parent = self.into.join("global");
+        let was = Attributes::read(&parent)?;
+        rename_durably(&control, &aside)?;
+        was.apply(&parent)
     }
 
     /// Makes a name if it is not there as it should be. Its bytes come later.
@@ -219,13 +223,11 @@ impl Restoring<'_> {
         if let (Some(meta), true) = (&there, relative.as_os_str().is_empty())
             && meta.is_dir()
         {
-            self.directories.push((path, attributes(entry)?));
-            return Ok(());
+            return self.adopt_directory(path, attributes(entry)?);
         }
         match (&entry.kind, &there) {
             (EntryKind::Directory, Some(meta)) if meta.is_dir() => {
-                self.directories.push((path, attributes(entry)?));
-                return Ok(());
+                return self.adopt_directory(path, attributes(entry)?);
             }
             (EntryKind::File { file }, Some(meta)) if meta.is_file() && self.is_right_inode(*file, meta, &path) => {
                 if self.claimed.insert((meta.dev(), meta.ino()), *file).is_none() {
@@ -267,6 +269,15 @@ impl Restoring<'_> {
         }
         let first_name = self.planter.first_name(file);
         first_name.is_none_or(|first| first == path) && meta.nlink() <= self.links.get(&file).copied().unwrap_or(1)
+    }
+
+    /// A directory that is there gets its attributes last, since what is done in it changes its times.
+    fn adopt_directory(&mut self, path: PathBuf, wanted: Attributes) -> Result<()> {
+        if !wanted.is_like(&Attributes::read(&path)?) {
+            self.report.attributes += 1;
+        }
+        self.directories.push((path, wanted));
+        Ok(())
     }
 
     fn set_attributes(&mut self, path: &Path, wanted: &Attributes) -> Result<()> {
@@ -315,11 +326,8 @@ impl Restoring<'_> {
         Ok(())
     }
 
-    fn finish(mut self, control: bool) -> Result<InPlaceReport> {
+    fn finish(self, control: bool) -> Result<InPlaceReport> {
         if self.plan.dry_run {
-            for (path, wanted) in std::mem::take(&mut self.directories) {
-                self.set_attributes(&path, &wanted)?;
-            }
             return Ok(self.report);
         }
         self.sync()?;
@@ -328,8 +336,10 @@ impl Restoring<'_> {
         }
         // Last of all, since names in them have changed.
         self.planter.finish_directories()?;
-        for (path, wanted) in std::mem::take(&mut self.directories).iter().rev() {
-            self.set_attributes(path, wanted)?;
+        for (path, wanted) in self.directories.iter().rev() {
+            if !wanted.is_like(&Attributes::read(path)?) {
+                wanted.apply(path)?;
+            }
         }
         self.sync()?;
         Ok(self.report)
