@@ -7,6 +7,7 @@ mod args;
 mod check;
 mod decisions;
 mod dump;
+mod events;
 mod heat;
 mod keeping;
 mod mount;
@@ -17,6 +18,7 @@ mod progress;
 mod release;
 mod replay;
 mod report;
+mod schedule;
 mod show;
 mod snapshot;
 mod top;
@@ -125,6 +127,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Adopt(request) => adopt::run(&request, as_json),
         Command::Release(request) => release::run(&volume, &request, as_json),
         Command::Check { deep } => check::run(&volume, deep, as_json),
+        Command::Events { follow } => events::run(&volume, follow, as_json),
         Command::Snapshot { command } => snapshot::run(&volume, command, as_json),
         Command::Restore(request) => snapshot::restore_into(&volume, &request, as_json),
         Command::Mount(request) => mount::run(&volume, &request, as_json),

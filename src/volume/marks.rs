@@ -452,6 +452,7 @@ impl Volume {
             failed: get(&self.marks.failed),
             stall_us_max: get(&self.marks.stall_us_max),
             stall_us_p99: self.marks.stall_us_p99(),
+            stalls: self.marks.stalls.iter().map(get).collect(),
         }
     }
 
