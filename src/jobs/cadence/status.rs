@@ -58,7 +58,7 @@ impl SnapshotsStatus {
         let mut found = Vec::new();
         if self.failures_in_row > 0 {
             let (times, why) = (self.failures_in_row, self.last_failure.as_deref().unwrap_or("it is not known why"));
-            found.push(format!("the scheduled snapshot failed, {times} times in a row: {why}"));
+            found.push(format!("the scheduled snapshot failed ({times} in a row): {why}"));
         }
         if self.bad_pages > 0 {
             let (count, first) = (self.bad_pages, self.first_bad_page.as_deref().unwrap_or("?"));
@@ -96,6 +96,6 @@ mod tests {
         status.last_verify_error = Some("gone".to_owned());
         let found = status.complaints();
         assert_eq!(found.len(), 5);
-        assert!(found[0].contains("2 times") && found[0].contains("the disk is gone"), "{found:?}");
+        assert!(found[0].contains("2 in a row") && found[0].contains("the disk is gone"), "{found:?}");
     }
 }

@@ -41,6 +41,14 @@ pub struct BadPage {
     pub block: u32,
 }
 
+impl BadPage {
+    /// The directory of its cluster, with the slash unless it is the root, and the path within.
+    pub fn in_cluster(&self) -> (&str, &str) {
+        let prefix = segment(&self.path).map_or(0, |(prefix, _)| prefix);
+        self.path.split_at_checked(prefix).unwrap_or(("", &self.path))
+    }
+}
+
 /// What was found in one snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageReport {
@@ -101,8 +109,12 @@ impl Pages {
         for (directory, file) in files.controls {
             let mut bytes = [0; CONTROL_BYTES];
             let filled = read(file, 0, &mut bytes)?;
-            if let Some(blocks) = segment_blocks(bytes.get(..filled).unwrap_or_default()) {
-                clusters.insert(directory, blocks);
+            match segment_blocks(bytes.get(..filled).unwrap_or_default()) {
+                Ok(Some(blocks)) => {
+                    clusters.insert(directory, blocks);
+                }
+                Ok(None) => {}
+                Err(why) => tracing::warn!("{directory}{CONTROL}: checksums of pages are not verified: {why}"),
             }
         }
         let mut segments = files.segments;
@@ -218,18 +230,24 @@ fn segment(path: &str) -> Option<(usize, u32)> {
     Some((prefix, number))
 }
 
-/// Blocks in a segment of a cluster with checksums, by its `pg_control`. None: it has no checksums, other pages, or cannot be made sense of.
-fn segment_blocks(control: &[u8]) -> Option<u32> {
-    let word = |at: usize| Some(u32::from_le_bytes(*control.get(at..)?.first_chunk()?));
+/// Blocks in a segment of a cluster with checksums, by its `pg_control`. None: it has none. The error says why it cannot be told.
+fn segment_blocks(control: &[u8]) -> std::result::Result<Option<u32>, &'static str> {
+    let word =
+        |at: usize| control.get(at..).and_then(|rest| rest.first_chunk()).map(|bytes| u32::from_le_bytes(*bytes));
     let format = FLOAT_FORMAT.to_le_bytes();
-    let at = control.chunks_exact(8).position(|chunk| chunk == format)? * 8;
+    let at = control.chunks_exact(8).position(|chunk| chunk == format).ok_or("it is of an unknown layout")? * 8;
     // After it: sizes of page, segment, WAL page, WAL segment, name, index, toast, large object; a flag; the version of the
     // checksums; since 18 a flag; a nonce of 32 bytes; the sum of all before.
-    let ends = [at + 80, at + 84];
-    let whole = ends.iter().any(|end| word(*end).is_some_and(|sum| crc32c::crc32c(&control[..*end]) == sum));
-    let has_checksums = word(at + 44)? == 1;
-    let known = whole && has_checksums && word(at + 8)? == u32::try_from(PAGE_BYTES).ok()?;
-    word(at + 12).filter(|blocks| known && *blocks > 0)
+    let sum_at = |end: usize| word(end) == control.get(..end).map(crc32c::crc32c) && word(end).is_some();
+    if !sum_at(at + 80) && !sum_at(at + 84) {
+        return Err("its own checksum is wrong, or its layout is unknown");
+    }
+    match (word(at + 44), word(at + 8), word(at + 12)) {
+        (Some(0), ..) => Ok(None),
+        (Some(1), Some(bytes), Some(blocks)) if u64::from(bytes) == PAGE_BYTES as u64 && blocks > 0 => Ok(Some(blocks)),
+        (Some(1), ..) => Err("its pages are not of 8 KiB"),
+        _ => Err("its checksums are of an unknown kind"),
+    }
 }
 
 /// As the server judges a page that it reads (`PageIsVerified`).

@@ -95,18 +95,20 @@ fn which_files_are_relations() {
     ] {
         assert_eq!(segment(path), found, "{path}");
     }
+    assert_eq!(bad(3, "15/main/base/5/1259").in_cluster(), ("15/main/", "base/5/1259"));
 }
 
 #[test]
 fn only_a_sound_control_file_that_says_so_is_believed() {
-    assert_eq!(segment_blocks(&control(8192, 131_072, 1)), Some(131_072));
-    assert_eq!(segment_blocks(&control(8192, 131_072, 0)), None, "no checksums");
-    assert_eq!(segment_blocks(&control(16_384, 65_536, 1)), None, "other pages");
+    assert_eq!(segment_blocks(&control(8192, 131_072, 1)), Ok(Some(131_072)));
+    assert_eq!(segment_blocks(&control(8192, 131_072, 0)), Ok(None), "no checksums");
+    assert!(segment_blocks(&control(16_384, 65_536, 1)).is_err_and(|why| why.contains("8 KiB")));
+    assert!(segment_blocks(&control(8192, 131_072, 2)).is_err_and(|why| why.contains("unknown kind")));
     let mut torn = control(8192, 131_072, 1);
     torn[100] ^= 1;
-    assert_eq!(segment_blocks(&torn), None);
-    assert_eq!(segment_blocks(&[]), None);
-    assert_eq!(segment_blocks(&control(8192, 131_072, 1)[..250]), None);
+    assert!(segment_blocks(&torn).is_err_and(|why| why.contains("wrong")));
+    assert!(segment_blocks(&[]).is_err());
+    assert!(segment_blocks(&control(8192, 131_072, 1)[..250]).is_err());
 }
 
 /// Two segments of two blocks each, the control file, and a stranger.
@@ -209,8 +211,8 @@ fn a_whole_new_cluster_is_sound() {
     let made = command.arg("-D").arg(&data).args(["--data-checksums", "--no-sync"]).output().expect("initdb");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let control = std::fs::read(data.join("global/pg_control")).expect("pg_control");
-    let blocks = segment_blocks(&control[..CONTROL_BYTES]).expect("it has checksums");
-    assert_eq!(blocks, 131_072);
+    let blocks = segment_blocks(&control[..CONTROL_BYTES]);
+    assert_eq!(blocks, Ok(Some(131_072)));
     let mut checked = 0;
     let directories = std::fs::read_dir(data.join("base")).expect("base").map(|entry| entry.expect("an entry").path());
     for directory in directories.chain([data.join("global")]) {
