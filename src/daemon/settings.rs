@@ -66,6 +66,8 @@ pub const KEYS: &[&str] = &[
     "snapshot.repository",
     "snapshot.key_file",
     "snapshot.streams",
+    "snapshot.busy_share",
+    "snapshot.bytes_per_second",
     "snapshot.staging",
     "snapshot.schedule",
     "snapshot.prune_every",

@@ -19,6 +19,10 @@ pub struct SnapshotSettings {
     pub key_file: Option<PathBuf>,
     /// Files captured at once.
     pub streams: usize,
+    /// Share of its time that each stream works while others need the machine.
+    pub busy_share: f64,
+    /// What all streams together read at most.
+    pub bytes_per_second: u64,
     /// Bytes on the fastest tier for what a snapshot still needs and the volume has to overwrite.
     pub staging_bytes: u64,
     /// When snapshots are taken without being asked for; empty: never.
@@ -40,6 +44,8 @@ impl SnapshotSettings {
             repository: self.repository.clone(),
             key_file: self.key_file.clone(),
             streams: self.streams,
+            busy_share: self.busy_share,
+            bytes_per_second: self.bytes_per_second,
             staging_bytes: self.staging_bytes,
             hooks: self.hooks.clone(),
             calendar: self.calendar.clone(),
@@ -60,6 +66,8 @@ pub(super) fn read(section: &mut Section) -> Result<SnapshotSettings> {
         repository: section.path("repository")?,
         key_file: section.path("key_file")?,
         streams: usize::try_from(section.count("streams", 2, 1..=64)?).unwrap_or(1),
+        busy_share: section.number("busy_share", 0.1, 0.01..=1.0)?.into(),
+        bytes_per_second: section.bytes("bytes_per_second", 1024 * MIB, MIB..=1024 * 1024 * MIB)?,
         staging_bytes: section.bytes("staging", 1024 * MIB, 16 * MIB..=1024 * 1024 * MIB)?,
         calendar: read_calendar(section)?,
         keep: read_keep(section)?,

@@ -83,6 +83,7 @@ pub trait Device: Send + Sync {
 
 mod aligned;
 pub mod clock;
+pub mod host;
 mod path;
 pub mod real;
 pub mod sim;

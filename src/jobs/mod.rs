@@ -17,6 +17,7 @@ pub mod hooks;
 pub mod migrate;
 mod mirror;
 mod mounts;
+pub mod pace;
 pub mod predict;
 pub mod protect;
 pub mod relations;

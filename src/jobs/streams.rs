@@ -3,8 +3,10 @@
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Size of each thread's buffer, in bytes: whole slots of the repository.
+/// What is read at once, in bytes: whole slots of the repository.
 const READ_BYTES: u64 = 256 * 1024;
+/// Buffers that a task has at hand, in one.
+const BUFFERS: u64 = 4;
 
 /// Works on all tasks, `streams` at once but at least one. The first error ends it.
 pub(super) fn run<Task: Send>(
@@ -20,7 +22,7 @@ pub(super) fn run<Task: Send>(
     }
     drop(give);
     let stream = || -> Result<()> {
-        let mut buf = vec![0; usize::try_from(READ_BYTES).unwrap_or(0)];
+        let mut buf = vec![0; usize::try_from(BUFFERS * READ_BYTES).unwrap_or(0)];
         for task in &take {
             if failed.load(Ordering::Relaxed) {
                 return Ok(());

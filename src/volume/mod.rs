@@ -61,7 +61,7 @@ pub use open::{Recovery, Run};
 pub use readers::{Readers, Reading};
 pub use resize::Seek;
 pub use state::Meta;
-pub use status::{Counters, LogLoad, LogStatus, MarkStatus, TierStatus, VolumeStatus};
+pub use status::{Activity, Counters, LogLoad, LogStatus, MarkStatus, TierStatus, VolumeStatus};
 
 use crate::device::Device;
 use crate::error::{Error, Result};

@@ -67,6 +67,18 @@ pub struct LogLoad {
     pub coalesce_at_fill: f64,
 }
 
+/// What the volume's users asked of it since it was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Reads, writes and syncs.
+    pub requests: u64,
+    pub log_groups: u64,
+    /// Microseconds of group writes in total.
+    pub log_group_us: u64,
+    /// Microseconds that readers spent in each tier in total, fastest first.
+    pub read_us: Vec<u64>,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TierStatus {
     pub name: String,

@@ -1,6 +1,6 @@
 //! The engine's own threads: the log's committer, and maintenance, which keeps log room free and checkpoints.
 
-use super::{LogLoad, Volume};
+use super::{Activity, LogLoad, Volume};
 use crate::device::clock;
 use crate::error::{Error, Result};
 use crate::units::{BlockNo, FileId, TierId};
@@ -184,6 +184,17 @@ impl Volume {
             size_bytes: self.geometry().segment_bytes * u64::from(self.geometry().segments),
             written_bytes: self.log.counters.written_bytes.load(Ordering::Relaxed),
             coalesce_at_fill: self.options.coalesce_at_fill,
+        }
+    }
+
+    /// What the volume's users do: cheap, for who looks often.
+    pub fn activity(&self) -> Activity {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Activity {
+            requests: get(&self.counters.reads) + get(&self.counters.writes) + get(&self.counters.syncs),
+            log_groups: get(&self.log.counters.groups),
+            log_group_us: get(&self.log.counters.commit_us),
+            read_us: self.counters.tiers.iter().map(|tier| get(&tier.read_us)).collect(),
         }
     }
 

@@ -17,6 +17,7 @@ pub use status::SnapshotsStatus;
 
 use super::events::{Events, What};
 use super::hooks::{HookSettings, Hooks};
+use super::pace::Pace;
 use super::relations::Relations;
 use super::snapshot::{self, Names, PageReport, SnapshotInfo, Source, Tally, open_repository};
 use crate::device::clock::{monotonic_now, wall_now};
@@ -62,6 +63,9 @@ pub struct KeeperSettings {
     pub key_file: Option<PathBuf>,
     /// Files captured at once.
     pub streams: usize,
+    /// Share of its time that each stream works while others need the machine, and what all together read at most.
+    pub busy_share: f64,
+    pub bytes_per_second: u64,
     pub staging_bytes: u64,
     pub hooks: HookSettings,
     pub calendar: Calendar,

@@ -13,6 +13,9 @@ use uuid::Uuid;
 
 /// Unit of identity, and of the engine's knowledge of changes, in bytes.
 const PAGE_BYTES: u64 = 8192;
+/// Pages read at once by each stream, at most, and what is not worth another reader.
+const READS_AT_ONCE: usize = 8;
+const READS_MIN: usize = 4;
 
 pub(super) struct Capture<'a> {
     pub source: &'a Source<'a>,
@@ -101,11 +104,30 @@ impl Capture<'_> {
 
     fn changed(&self, file: &FileAt, pages: &[Range<u64>], buf: &mut [u8]) -> Result<()> {
         let mut update = self.update(file)?;
-        for range in pages {
-            let (start, end) = (range.start * PAGE_BYTES, (range.end * PAGE_BYTES).min(file.size_bytes));
-            self.copy(file, &mut update, start, end, buf)?;
+        for batch in batches(pages, file.size_bytes, buf.len()) {
+            let bytes = batch.iter().map(|range| range.end - range.start).sum();
+            self.source.pace.work(bytes, || {
+                let mut parts = parts_of(&batch, buf);
+                self.read_scattered(file, &mut parts)?;
+                parts.iter().try_for_each(|(at, part)| update.put(*at, part))
+            })?;
+            self.tally.done(bytes);
         }
         update.finish().map(drop)
+    }
+
+    /// Pages far from each other cost a device's latency each: several are asked for at once.
+    fn read_scattered(&self, file: &FileAt, parts: &mut [Part<'_>]) -> Result<()> {
+        let share = parts.len().div_ceil(READS_AT_ONCE).max(READS_MIN);
+        let read = |parts: &mut [Part<'_>]| parts.iter_mut().try_for_each(|(at, part)| self.read(file, *at, part));
+        if parts.len() <= share {
+            return read(parts);
+        }
+        std::thread::scope(|scope| {
+            let readers: Vec<_> = parts.chunks_mut(share).map(|parts| scope.spawn(|| read(parts))).collect();
+            let outcomes = readers.into_iter().map(|reader| reader.join().unwrap_or_else(|_| Err(died())));
+            outcomes.collect::<Vec<_>>().into_iter().collect()
+        })
     }
 
     fn copy(&self, file: &FileAt, update: &mut FileUpdate<'_>, start: u64, end: u64, buf: &mut [u8]) -> Result<()> {
@@ -114,16 +136,97 @@ impl Capture<'_> {
             // Whole slots, so that the repository sees them whole.
             let stop = streams::read_end(at, end);
             let part = &mut buf[..usize::try_from(stop - at).unwrap_or(0)];
-            let filled = self.source.volume.read_at(self.mark, file.file, at, part)?;
-            if filled < part.len() {
-                let why = format!("only {filled} of {} bytes at {at} could be read for the snapshot", part.len());
-                return Err(Error::Untrusted { file: file.file, why });
-            }
-            self.pages.check(file.file, at, part);
-            update.put(at, part)?;
+            self.source.pace.work(stop - at, || {
+                self.read(file, at, part)?;
+                update.put(at, part)
+            })?;
             self.tally.done(stop - at);
             at = stop;
         }
         Ok(())
+    }
+
+    fn read(&self, file: &FileAt, at: u64, part: &mut [u8]) -> Result<()> {
+        let filled = self.source.volume.read_at(self.mark, file.file, at, part)?;
+        if filled < part.len() {
+            let why = format!("only {filled} of {} bytes at {at} could be read for the snapshot", part.len());
+            return Err(Error::Untrusted { file: file.file, why });
+        }
+        self.pages.check(file.file, at, part);
+        Ok(())
+    }
+}
+
+/// Bytes of a file, and where they begin in it.
+type Part<'b> = (u64, &'b mut [u8]);
+
+fn died() -> Error {
+    Error::Invalid("a reader of the snapshot died".to_owned())
+}
+
+/// Ranges of pages as ranges of bytes of the file, in batches that fit the buffer; a longer range is cut on whole buffers.
+fn batches(pages: &[Range<u64>], size_bytes: u64, buffer: usize) -> Vec<Vec<Range<u64>>> {
+    let (mut batches, mut batch, mut room) = (Vec::new(), Vec::new(), buffer as u64);
+    for range in pages {
+        let (mut at, end) = (range.start * PAGE_BYTES, (range.end * PAGE_BYTES).min(size_bytes));
+        while at < end {
+            let stop = streams::read_end(at, end);
+            if stop - at > room {
+                batches.push(std::mem::take(&mut batch));
+                room = buffer as u64;
+            }
+            room -= stop - at;
+            batch.push(at..stop);
+            at = stop;
+        }
+    }
+    if !batch.is_empty() {
+        batches.push(batch);
+    }
+    batches
+}
+
+/// A place in the buffer for each range of a batch.
+fn parts_of<'b>(batch: &[Range<u64>], mut buf: &'b mut [u8]) -> Vec<Part<'b>> {
+    let mut parts = Vec::with_capacity(batch.len());
+    for range in batch {
+        let (part, rest) = buf.split_at_mut(usize::try_from(range.end - range.start).unwrap_or(0));
+        parts.push((range.start, part));
+        buf = rest;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_hold_every_page_once_in_order_and_fit_the_buffer() {
+        let buffer = 256 * 1024;
+        // scattered pages, a range longer than the buffer, and one that the file's end cuts off
+        let pages: Vec<Range<u64>> = (0..100).map(|page| page * 2..page * 2 + 1).chain([300..390, 400..402]).collect();
+        let size = 401 * PAGE_BYTES + 17;
+        let batches = batches(&pages, size, buffer);
+        let mut expected: Vec<u64> = pages.iter().flat_map(|range| range.clone()).collect();
+        let mut buf = vec![0; buffer];
+        for batch in &batches {
+            assert!(!batch.is_empty());
+            let parts = parts_of(batch, &mut buf);
+            for (range, (at, part)) in batch.iter().zip(parts) {
+                assert_eq!((range.start, range.end - range.start), (at, part.len() as u64));
+                for page in range.start / PAGE_BYTES..range.end.div_ceil(PAGE_BYTES) {
+                    assert_eq!(expected.remove(0), page);
+                }
+                assert!(range.end % PAGE_BYTES == 0 || range.end == size);
+            }
+        }
+        assert!(expected.is_empty(), "{expected:?}");
+        assert!(batches.len() <= 100 * 8 / 256 + 1 + 5, "{} batches", batches.len());
+    }
+
+    #[test]
+    fn pages_beyond_the_end_are_none() {
+        assert!(batches(&[10..12], 5 * PAGE_BYTES, 1 << 18).is_empty());
     }
 }

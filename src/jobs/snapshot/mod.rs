@@ -15,6 +15,7 @@ use crate::device::clock::wall_now;
 use crate::device::real::RealDevice;
 use crate::error::{Error, Result};
 use crate::jobs::hooks::{BackupLabel, Hooks};
+use crate::jobs::pace::Pace;
 use crate::repository::{Consistency, Repository, Root, SnapshotMeta, WriterOptions};
 use crate::volume::{FileAt, Mark, Volume};
 use pages::{PageFiles, Pages};
@@ -66,6 +67,8 @@ pub struct Source<'a> {
     pub streams: usize,
     /// What is done around the moment.
     pub hooks: &'a Hooks,
+    /// What keeps the capture out of the way of the volume's users.
+    pub pace: Pace,
 }
 
 /// One snapshot in short, as commands show it.
