@@ -168,8 +168,14 @@ impl Keeper {
         let (mount, events) = (settings.mount.clone(), Arc::clone(&self.events));
         let hooks = Hooks::new(&settings.hooks, &settings.name, mount, reason.as_str(), events);
         let begun = monotonic_now();
-        let source =
-            Source { volume: &self.volume, names: &*self.names, repository, streams: settings.streams, hooks: &hooks };
+        let source = Source {
+            volume: &self.volume,
+            names: &*self.names,
+            repository,
+            streams: settings.streams,
+            pace: Pace::new(Arc::clone(&self.volume), settings.busy_share, settings.bytes_per_second),
+            hooks: &hooks,
+        };
         let outcome = snapshot::take(&source, labels, tally);
         let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         match &outcome {
