@@ -3,6 +3,7 @@
 use super::bench::{Bench, complaint, wait_until};
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::process::{Child, Stdio};
 
 /// With these lines in its settings, below `[snapshot]`.
@@ -174,6 +175,86 @@ fn a_snapshot_that_fails_is_told_and_counted_until_one_succeeds() {
             .rfind(|event| event["event"] == "health_changed")
             .is_some_and(|event| event["health"] == "healthy")
     }));
+    stop(&mut bench);
+}
+
+#[test]
+fn a_repository_that_is_gone_is_told_and_may_come_back() {
+    let Some(mut bench) = adopted("schedule = \"hourly\"") else { return };
+    let text = fs::read_to_string(bench.config()).unwrap();
+    fs::write(bench.config(), format!("{text}[snapshot.hooks]\nfailure = {}\n", noting(&bench, 0))).unwrap();
+    fs::rename(bench.path("repo"), bench.path("elsewhere")).unwrap();
+    bench.start_anyway();
+    assert!(wait_until(30, || notes(&bench) == ["failure bench schedule"]), "{:?}\n{}", notes(&bench), bench.log());
+    let said = bench.heatfs(&["status"]).output().unwrap();
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let path = bench.path("repo").display().to_string();
+    assert!(said.status.code() == Some(1) && text.contains("(1 in a row)") && text.contains(&path), "{text}");
+    fs::rename(bench.path("elsewhere"), bench.path("repo")).unwrap();
+    bench.ok(&["snapshot", "create"]);
+    assert!(bench.ok(&["status"]).contains("healthy"));
+    stop(&mut bench);
+}
+
+/// A hook holds the first one up; the second is refused, and nothing of it happens.
+#[test]
+fn never_two_snapshots_at_once() {
+    let Some(mut bench) = adopted("") else { return };
+    let hold = bench.path("hold");
+    fs::write(&hold, b"").unwrap();
+    let script = format!("while test -e {}; do sleep 0.05; done", hold.display());
+    let text = fs::read_to_string(bench.config()).unwrap();
+    fs::write(bench.config(), format!("{text}[snapshot.hooks]\nbefore = [\"/bin/sh\", \"-c\", \"{script}\"]\n"))
+        .unwrap();
+    bench.start();
+    let _follower = Follower::new(&bench);
+    let mut first = bench.heatfs(&["snapshot", "create"]).stdout(Stdio::null()).spawn().unwrap();
+    assert!(wait_until(30, || count(&events(&bench), "snapshot_started") == 1), "{}", bench.log());
+    let line = complaint(&bench.heatfs(&["snapshot", "create"]).output().unwrap(), 1);
+    assert!(line.contains("being taken already"), "{line}");
+    assert!(bench.ok(&["status"]).contains("one is being taken"));
+    fs::remove_file(&hold).unwrap();
+    assert!(wait_until(60, || first.try_wait().unwrap().is_some()) && first.wait().unwrap().success());
+    assert!(wait_until(30, || count(&events(&bench), "snapshot_finished") == 1));
+    assert_eq!(count(&events(&bench), "snapshot_started"), 1);
+    stop(&mut bench);
+}
+
+/// Damage in the repository is found within the day's budget, told, and not forgotten by a restart.
+#[test]
+fn verification_finds_what_rotted_and_remembers() {
+    let Some(mut bench) = adopted("") else { return };
+    bench.start();
+    bench.ok(&["snapshot", "create"]);
+    stop(&mut bench);
+    let packs = fs::read_dir(bench.path("repo/packs")).unwrap();
+    let packs = packs.flat_map(|dir| fs::read_dir(dir.unwrap().path()).unwrap());
+    let pack = packs.map(|pack| pack.unwrap().path()).max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
+    let file = fs::File::options().read(true).write(true).open(&pack).unwrap();
+    let (mut byte, middle) = ([0], pack.metadata().unwrap().len() / 2);
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
+    let text = fs::read_to_string(bench.config()).unwrap();
+    fs::write(bench.config(), format!("{text}[snapshot.verify]\nbytes_per_day = \"64MiB\"\n")).unwrap();
+
+    bench.start_anyway();
+    let _follower = Follower::new(&bench);
+    assert!(wait_until(60, || count(&events(&bench), "verified") == 1), "{:?}\n{}", events(&bench), bench.log());
+    let heard = events(&bench);
+    let finding = heard.iter().find(|event| event["event"] == "verify_finding").unwrap();
+    let name = pack.file_name().unwrap().to_str().unwrap();
+    assert!(finding["damage"].as_str().unwrap().contains(name), "{finding}");
+    for _ in 0..2 {
+        let said = bench.heatfs(&["status"]).output().unwrap();
+        let text = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert!(said.status.code() == Some(1) && text.contains("the repository is damaged in 1 packs"), "{text}");
+        let (_, metrics) = bench.http("GET", "/metrics", "");
+        assert!(metrics.contains("heatfs_repository_damaged_packs 1.0"), "{metrics}");
+        stop(&mut bench);
+        bench.start_anyway();
+        let knows = || bench.json(&["snapshot", "schedule"])["status"]["damaged_packs"] == 1;
+        assert!(wait_until(30, knows), "{}", bench.log());
+    }
     stop(&mut bench);
 }
 

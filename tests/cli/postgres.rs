@@ -56,7 +56,12 @@ impl Server {
     }
 
     fn start(&mut self, data: &Path) {
-        let options = format!("-k {} -c listen_addresses= -c fsync=on", self.run.display());
+        self.start_with(data, "");
+    }
+
+    /// With further options.
+    fn start_with(&mut self, data: &Path, further: &str) {
+        let options = format!("-k {} -c listen_addresses= {further}", self.run.display());
         let log = self.run.join("log");
         // pg_ctl's own output is inherited by the server; a pipe would never end.
         let mut command = Command::new("runuser");
@@ -139,7 +144,8 @@ fn a_snapshot_in_backup_mode_recovers_by_itself_and_to_a_later_moment() {
     let alone = bench.path("alone");
     bench.ok(&["restore", "latest", alone.to_str().unwrap()]);
     assert!(!alone.join("backup_label").exists());
-    server.start(&alone);
+    // Two servers of one history must not write to one archive.
+    server.start_with(&alone, "-c archive_mode=off");
     assert_eq!(server.sql("SELECT count(*) FROM t"), "1000");
     server.stop();
     // With its label and the archive: up to the end of WAL.
@@ -159,7 +165,7 @@ fn a_snapshot_in_backup_mode_recovers_by_itself_and_to_a_later_moment() {
         !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("PostgreSQL: "),
         "{refused:?}"
     );
-    server.start(&alone);
+    server.start_with(&alone, "-c archive_mode=off");
     let refused = bench.heatfs(&["snapshot", "create"]).output().unwrap();
     assert!(String::from_utf8_lossy(&refused.stderr).contains("not on this volume"), "{refused:?}");
     server.stop();
@@ -182,6 +188,7 @@ fn a_page_with_a_wrong_checksum_is_named_in_every_snapshot_that_has_it() {
     let mut byte = [0];
     file.read_exact_at(&mut byte, 3 * 8192 + 7000).unwrap();
     file.write_all_at(&[byte[0] ^ 4], 3 * 8192 + 7000).unwrap();
+    drop(file);
     server.start(&bench.data());
     let hurt = bench.json(&["snapshot", "create"]);
     assert_eq!(hurt["pages"]["named"], serde_json::json!([{ "path": path, "block": 3 }]), "{hurt}");

@@ -162,11 +162,10 @@ impl Keeper {
             return Err(Error::Busy("a snapshot is being taken already".to_owned()));
         };
         let settings = &self.settings;
-        self.status.lock().running = true;
+        let _running = Running::begin(self);
         self.events.publish(What::SnapshotStarted { reason: reason.as_str().to_owned() });
         self.volume.set_staging_limit(settings.staging_bytes);
-        let (mount, events) = (settings.mount.clone(), Arc::clone(&self.events));
-        let hooks = Hooks::new(&settings.hooks, &settings.name, mount, reason.as_str(), events);
+        let hooks = self.hooks(reason);
         let begun = monotonic_now();
         let source = Source {
             volume: &self.volume,
@@ -183,10 +182,7 @@ impl Keeper {
                 self.succeeded(root, reason, elapsed_ms);
                 hooks.done(&root.id.to_string());
             }
-            Err(error) => {
-                self.failed(&error.to_string(), reason);
-                hooks.failure(&error.to_string());
-            }
+            Err(error) => self.failed(&error.to_string(), reason),
         }
         outcome
     }
@@ -196,7 +192,6 @@ impl Keeper {
         tracing::info!(id = %root.id, stored_bytes = root.stats.stored_bytes, elapsed_ms, "snapshot");
         {
             let mut status = self.status.lock();
-            status.running = false;
             status.taken += 1;
             status.failures_in_row = 0;
             status.last_success_ns = Some(root.meta.taken);
@@ -243,17 +238,39 @@ impl Keeper {
         self.events.publish(What::PagesDamaged { snapshot, pages: pages.bad, first });
     }
 
+    /// There is no snapshot, whether it was begun or not.
     fn failed(&self, error: &str, reason: Reason) {
         tracing::error!("snapshot ({}): {error}", reason.as_str());
         {
             let mut status = self.status.lock();
-            status.running = false;
             status.failed += 1;
             status.failures_in_row += u32::from(reason == Reason::Schedule);
             status.last_failure_ns = Some(wall_now());
             status.last_failure = Some(error.to_owned());
         }
         self.events.publish(What::SnapshotFailed { reason: reason.as_str().to_owned(), error: error.to_owned() });
+        self.hooks(reason).failure(error);
+    }
+
+    fn hooks(&self, reason: Reason) -> Hooks {
+        let (settings, events) = (&self.settings, Arc::clone(&self.events));
+        Hooks::new(&settings.hooks, &settings.name, settings.mount.clone(), reason.as_str(), events)
+    }
+}
+
+/// While a snapshot is taken, however that ends.
+struct Running<'k>(&'k Keeper);
+
+impl Running<'_> {
+    fn begin(keeper: &Keeper) -> Running<'_> {
+        keeper.status.lock().running = true;
+        Running(keeper)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.status.lock().running = false;
     }
 }
 

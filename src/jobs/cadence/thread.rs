@@ -11,6 +11,7 @@ use crate::units::WallNs;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 /// How long the thread sleeps at most: the clock may jump.
@@ -45,7 +46,13 @@ struct Agenda {
 pub(super) fn run(keeper: &Keeper, stopped: &Receiver<Infallible>) {
     let mut agenda = Agenda::default();
     loop {
-        agenda.work(keeper, stopped);
+        // A panic must not end the schedule without a word: it is a failure like others, and all is looked at anew.
+        if catch_unwind(AssertUnwindSafe(|| agenda.work(keeper, stopped))).is_err() {
+            keeper.failed("an internal error, see the journal", Reason::Schedule);
+            let failures = agenda.failures + 1;
+            let wait_until = Some(monotonic_now() + back_off(failures));
+            agenda = Agenda { failures, wait_until, ..Agenda::default() };
+        }
         match stopped.recv_timeout(agenda.pause()) {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,

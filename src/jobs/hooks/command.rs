@@ -34,6 +34,7 @@ pub(super) fn run(
         .process_group(0)
         .spawn()
         .map_err(|error| format!("{program}: {error}"))?;
+    be_killable(&child);
     log_lines(name, child.stdout.take());
     log_lines(name, child.stderr.take());
     match wait(&mut child, limit) {
@@ -45,6 +46,12 @@ pub(super) fn run(
         }
         Err(error) => Err(format!("{program}: {error}")),
     }
+}
+
+/// A daemon that the kernel spares when memory runs out does not mean its commands.
+pub(super) fn be_killable(child: &Child) {
+    // Where that cannot be said, there was nothing to take back.
+    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "0");
 }
 
 /// Waits for the end; None: the limit came first.

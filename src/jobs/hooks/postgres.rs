@@ -102,18 +102,19 @@ impl Session {
     }
 
     fn connect(settings: &PostgresSettings) -> Result<Session> {
-        let mut command = Command::new("psql");
+        let mut psql = Command::new("psql");
         // Neither the user's start file nor a password asked for; the first error ends it.
-        command.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-d", &settings.connection]);
-        command.env("PGCONNECT_TIMEOUT", settings.limit.as_secs().clamp(2, 30).to_string());
-        command.env("PGAPPNAME", "heatfs").env("PGCLIENTENCODING", "UTF8").current_dir("/").process_group(0);
+        psql.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-d", &settings.connection]);
+        psql.env("PGCONNECT_TIMEOUT", settings.limit.as_secs().clamp(2, 30).to_string());
+        psql.env("PGAPPNAME", "heatfs").env("PGCLIENTENCODING", "UTF8").current_dir("/").process_group(0);
         if let Some(name) = &settings.run_as {
             let user = User::from_name(name).ok().flatten();
             let user = user.ok_or_else(|| failed(&format!("snapshot.postgresql.run_as: there is no user `{name}`")))?;
-            command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).env("HOME", user.dir).env("USER", name);
+            psql.uid(user.uid.as_raw()).gid(user.gid.as_raw()).env("HOME", user.dir).env("USER", name);
         }
-        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let spawned = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = spawned.map_err(|error| failed(&format!("running psql: {error}")))?;
+        command::be_killable(&child);
         let (give, answers) = unbounded();
         let complaints = Arc::new(Mutex::new(String::new()));
         if let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) {
