@@ -1,13 +1,24 @@
-# What scripts/bench compares on: three simulated disks, a memory limit around server and daemon, and the sides: native
-# directories, mergerfs and heatfs volumes on those disks. Sourced by scripts/bench after scripts/cluster.bash, never run.
+# Three simulated disks; and what scripts/bench compares on them: a memory limit around server and daemon, and the sides: native
+# directories, mergerfs and heatfs volumes. Sourced by scripts/bench and scripts/torture after scripts/cluster.bash, never run.
 #
-# The caller sets WORK, TIERLAB (the program), LAB (the lab's directory, under WORK), SCALE (pgbench's) and QUICK.
+# The caller sets WORK, REPOSITORY and LAB (the lab's directory, under WORK); scripts/bench also SCALE (pgbench's) and QUICK.
 # shellcheck shell=bash
 
 MEMORY_LIMIT_BYTES=$((300 << 20))
 MEMORY_CGROUP=
 CPU_CGROUP=
 declare -A SIDE_CONFIG=() # heatfs sides that exist -> their settings file
+
+# lab_find: sets TIERLAB, the lab's program
+lab_find() {
+    TIERLAB=${HEATFS_SHARED:-$REPOSITORY/../shared}/tierlab/tierlab
+    if [[ ! -e $TIERLAB ]]; then
+        echo "${0##*/}: no tier lab at $TIERLAB; set HEATFS_SHARED to the directory that holds it" >&2
+        exit 2
+    fi
+    TIERLAB=$(readlink -f "$TIERLAB")
+    [[ $(id -u) == 0 ]] || die 'needs root'
+}
 
 tierlab() { TIERLAB_DIR=$LAB bash "$TIERLAB" "$@"; }
 
@@ -16,9 +27,9 @@ disk_counter() { tierlab stats "$1" | awk -v want="$1 $2" -F= '$1 == want { prin
 
 disk() { echo "$LAB/mnt/$1"; }
 
+# lab_up [NVME SATA HDD]: disks of these sizes. Sparse images; what is written of them lives in the machine's page cache.
 lab_up() {
-    # sparse images; what is written of them lives in the machine's page cache
-    TIERLAB_SIZE_NVME=16G TIERLAB_SIZE_SATA=8G TIERLAB_SIZE_HDD=16G tierlab up "$LAB"
+    TIERLAB_SIZE_NVME=${1:-16G} TIERLAB_SIZE_SATA=${2:-8G} TIERLAB_SIZE_HDD=${3:-16G} tierlab up "$LAB"
     chmod 755 "$LAB" "$LAB/mnt" "$(disk nvme)" "$(disk sata)" "$(disk hdd)"
 }
 

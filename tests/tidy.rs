@@ -121,6 +121,30 @@ fn nothing_is_unwrapped() {
     verdict(unwraps, "Use `?`, or `expect` with the invariant that makes a failure impossible.");
 }
 
+/// Each promise names its tests; a test that was renamed must not leave a promise behind that nobody checks.
+#[test]
+fn semantics_name_tests_that_exist() {
+    let text = std::fs::read_to_string(root().join("SEMANTICS.md")).expect("SEMANTICS.md");
+    let named: Vec<(&str, &str)> =
+        text.split('`').skip(1).step_by(2).filter_map(|code| code.split_once("::")).collect();
+    assert!(named.len() > 100, "found {} names of tests", named.len());
+    let exists = |(file, test): &&(&str, &str)| {
+        let source = std::fs::read_to_string(root().join(file)).unwrap_or_default();
+        let at = source.find(&format!("fn {test}("));
+        at.is_some_and(|at| source[..at].trim_end().ends_with(']'))
+    };
+    let missing: Vec<String> =
+        named.iter().filter(|one| !exists(one)).map(|(file, test)| format!("{file}::{test}")).collect();
+    assert!(missing.is_empty(), "SEMANTICS.md names tests that do not exist:\n  {}", missing.join("\n  "));
+    let invariants = (1..=10).map(|number| format!("I{number}"));
+    for rule in invariants.chain((1..=29).map(|number| format!("R{number}"))) {
+        let line = text.lines().find(|line| line.starts_with(&format!("| {rule} ")));
+        let line = line.unwrap_or_else(|| panic!("SEMANTICS.md has no line of {rule}"));
+        let says = ["::", "*not built*", "*not shown*"].iter().any(|word| line.contains(word));
+        assert!(says, "{rule} names no test and does not say so");
+    }
+}
+
 /// A source file, read once into what the rules need.
 struct Source {
     /// Relative to the package, with `/`.

@@ -44,7 +44,7 @@ pub(super) enum Command {
     /// shares the directory's filesystem. An interrupted adoption is finished by the same command.
     Adopt(Adopt),
     /// Serve a volume in the foreground, until SIGTERM or `heatfs stop`.
-    Daemon,
+    Daemon(Daemon),
     /// Stop the daemon: flush, checkpoint, unmount. While the mount is busy it keeps serving.
     Stop {
         /// Detach the mount even while processes use it.
@@ -130,6 +130,14 @@ pub(super) enum Command {
         #[arg(long)]
         deep: bool,
     },
+    /// Look for what would hurt later: FUSE, kernel, limits, clock; the tiers' filesystems, speed, order, room, and syncs too fast to be true.
+    ///
+    /// Writes 64 MiB to each tier for a moment. Exit code 1 when something does not work or is not safe.
+    Doctor {
+        /// A directory that is to become a tier, fastest first; repeat for each [default: those of the settings, if there are any].
+        #[arg(long = "tier", value_name = "NAME=PATH", value_parser = named_path)]
+        tiers: Vec<(String, PathBuf)>,
+    },
     /// Print an on-disk object readably, as JSON. The daemon must be stopped for most.
     Dump {
         #[arg(help = format!("What to print: {TARGETS}"))]
@@ -153,6 +161,10 @@ pub(super) enum Command {
     /// Nothing is copied: what is read comes from the repository and is checked. Neither the volume nor its daemon is needed. A snapshot that
     /// is deleted and pruned while it is shown can no longer be read.
     Mount(Mount),
+    /// What `mount -t heatfs SOURCE DIR` runs: starts a daemon in the background and returns when the volume is mounted.
+    ///
+    /// The same program does this when it is called `mount.heatfs`. `umount` is a clean stop.
+    MountHelper(MountHelper),
     /// The repository that snapshots are kept in.
     Repo(Repo),
     /// Replay a trace of accesses against simulated tiers: what would each way of placing blocks have hit?
@@ -170,6 +182,47 @@ pub(super) enum Command {
     Completions { shell: Shell },
     /// Write the man pages into a directory.
     Man { dir: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Daemon {
+    /// What /proc/mounts shows as the mount's source [default: heatfs:NAME].
+    #[arg(long, value_name = "SOURCE", value_parser = mount_source)]
+    pub(super) source: Option<String>,
+    /// Nothing on the mount may be executed.
+    #[arg(long)]
+    pub(super) noexec: bool,
+    /// In a session of its own, apart from the terminal that started it.
+    #[arg(long, hide = true)]
+    pub(super) detached: bool,
+}
+
+/// As mount(8) calls its helpers: SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE].
+#[derive(Debug, Args)]
+pub(super) struct MountHelper {
+    /// The volume's settings file, or its name: of /etc/heatfs/NAME.toml.
+    #[arg(value_parser = mount_source)]
+    pub(super) source: String,
+    /// Where the settings say that the volume is mounted.
+    pub(super) dir: PathBuf,
+    /// Options of fstab, separated by commas.
+    #[arg(short = 'o', value_name = "OPTIONS", action = clap::ArgAction::Append)]
+    pub(super) options: Vec<String>,
+    /// Only check what would be done.
+    #[arg(short = 'f')]
+    pub(super) fake: bool,
+    /// Ignore options that are not known.
+    #[arg(short = 's')]
+    pub(super) sloppy: bool,
+    /// Accepted: there is no table beside the kernel's.
+    #[arg(short = 'n')]
+    pub(super) no_table: bool,
+    /// Accepted.
+    #[arg(short = 'v')]
+    pub(super) verbose: bool,
+    /// Must be heatfs, or fuse.heatfs.
+    #[arg(short = 't', value_name = "TYPE", value_parser = ["heatfs", "fuse.heatfs"])]
+    pub(super) kind: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -473,6 +526,14 @@ fn streams(text: &str) -> std::result::Result<usize, String> {
         .ok()
         .filter(|count| (1..=64).contains(count))
         .ok_or_else(|| "a number from 1 to 64 is wanted".to_owned())
+}
+
+/// Commas separate mount options.
+fn mount_source(text: &str) -> Result<String, String> {
+    match text.is_empty() || text.contains(',') {
+        false => Ok(text.to_owned()),
+        true => Err("a name or path without commas is wanted".to_owned()),
+    }
 }
 
 fn named_path(text: &str) -> Result<(String, PathBuf), String> {

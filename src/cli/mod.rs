@@ -6,11 +6,13 @@ mod adopt;
 mod args;
 mod check;
 mod decisions;
+mod doctor;
 mod dump;
 mod events;
 mod heat;
 mod keeping;
 mod mount;
+mod mount_helper;
 mod names;
 mod online;
 mod out;
@@ -53,7 +55,7 @@ pub fn main() -> ExitCode {
 }
 
 fn parse_and_run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(mount_helper::arguments(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => return refuse_usage(&error),
     };
@@ -103,7 +105,7 @@ fn refuse_usage(error: &clap::Error) -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     let (volume, as_json) = (cli.volume, cli.json);
     match cli.command {
-        Command::Daemon => serve(&volume),
+        Command::Daemon(request) => serve(&volume, request),
         Command::Stop { force, no_wait } => online::stop(&volume, force, no_wait, as_json),
         Command::Status => online::status(&volume, as_json),
         Command::Tiers => online::tiers(&volume, as_json),
@@ -126,11 +128,13 @@ fn run(cli: Cli) -> Result<()> {
         Command::Man { dir } => write_man_pages(&dir),
         Command::Adopt(request) => adopt::run(&request, as_json),
         Command::Release(request) => release::run(&volume, &request, as_json),
+        Command::Doctor { tiers } => doctor::run(&volume, &tiers, as_json),
         Command::Check { deep } => check::run(&volume, deep, as_json),
         Command::Events { follow } => events::run(&volume, follow, as_json),
         Command::Snapshot { command } => snapshot::run(&volume, command, as_json),
         Command::Restore(request) => snapshot::restore_into(&volume, &request, as_json),
         Command::Mount(request) => mount::run(&volume, &request, as_json),
+        Command::MountHelper(request) => mount_helper::run(&request),
         Command::Repo(request) => snapshot::repo(&volume, request, as_json),
         Command::Trace(args::Trace::Record { file, seconds, records }) => {
             trace::record(&volume.client()?, &file, seconds, records, as_json)
@@ -141,10 +145,14 @@ fn run(cli: Cli) -> Result<()> {
     }
 }
 
-fn serve(volume: &args::Choice) -> Result<()> {
+fn serve(volume: &args::Choice, request: args::Daemon) -> Result<()> {
+    if request.detached {
+        nix::unistd::setsid().context("leaving the terminal's session")?;
+    }
     start_logging();
     let settings = volume.settings()?;
-    Ok(daemon::run(settings, control::start)?)
+    let mount_as = daemon::MountAs { source: request.source, no_exec: request.noexec };
+    Ok(daemon::run(settings, mount_as, control::start)?)
 }
 
 /// Words of the daemon go to standard error; journald adds the time itself.

@@ -94,6 +94,7 @@ fn tiers(registry: &mut Registry, status: &StatusReply) {
     registry.register("base_reads", "Reads of a tier's device", per_tier(&counters.base_reads));
     registry.register("base_read_bytes", "Bytes read from a tier's device", per_tier(&counters.base_read_bytes));
     registry.register("base_read_microseconds", "Time in reads of a tier's device", per_tier(&counters.base_read_us));
+    registry.register("base_read_errors", "Reads that a tier's device failed", per_tier(&counters.base_read_errors));
     registry.register("base_writes", "Writes to a tier's device", per_tier(&counters.base_writes));
     registry.register("base_write_bytes", "Bytes written to a tier's device", per_tier(&counters.base_write_bytes));
 }

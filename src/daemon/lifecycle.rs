@@ -38,16 +38,24 @@ const PLANS_PER_EPOCH: u32 = 60;
 /// How long a forced stop waits for requests under way.
 const FORCED_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How the mount is to look, beyond the settings.
+#[derive(Clone, Debug, Default)]
+pub struct MountAs {
+    /// What /proc/mounts shows as its source; None: `heatfs:NAME`.
+    pub source: Option<String>,
+    pub no_exec: bool,
+}
+
 /// Serves the volume until it is told to stop or is unmounted. Errors: whatever keeps it from serving, or from a clean stop.
-pub fn run(settings: Settings, start_control: StartControl) -> Result<()> {
-    let ended = serve(settings, start_control);
+pub fn run(settings: Settings, mount_as: MountAs, start_control: StartControl) -> Result<()> {
+    let ended = serve(settings, mount_as, start_control);
     if let Err(error) = &ended {
         notify(&Notice::Status(&format!("failed: {error}")));
     }
     ended
 }
 
-fn serve(settings: Settings, start_control: StartControl) -> Result<()> {
+fn serve(settings: Settings, mount_as: MountAs, start_control: StartControl) -> Result<()> {
     let (events_in, events) = unbounded();
     signals::watch(events_in.clone())?;
     process::prepare();
@@ -63,7 +71,7 @@ fn serve(settings: Settings, start_control: StartControl) -> Result<()> {
         orphans::free(&namespace, &volume, recovery.file_id_limit_before)?;
     }
     let opened = mountpoint::Opened::for_mounting(&point)?;
-    let mounted = fuse::mount(Arc::clone(&namespace), &point, &fuse_options(&settings))?;
+    let mounted = fuse::mount(Arc::clone(&namespace), &point, &fuse_options(&settings, mount_as))?;
     drop(opened);
     let served = Arc::new(Served::new(settings, volume, namespace, mover, events_in.clone()));
     let running = Running { served, rules, mounted: Arc::new(mounted.mounted), point };
@@ -237,10 +245,11 @@ pub fn engine_options(settings: &Settings) -> volume::Options {
     }
 }
 
-fn fuse_options(settings: &Settings) -> fuse::Options {
+fn fuse_options(settings: &Settings, mount_as: MountAs) -> fuse::Options {
     let callers = Callers::new(settings.forecast.maintenance.clone());
     fuse::Options {
-        name: settings.name.clone(),
+        source: mount_as.source.unwrap_or_else(|| format!("heatfs:{}", settings.name)),
+        no_exec: mount_as.no_exec,
         workers: settings.fuse.threads,
         slots: fuse::Slots { reads: settings.fuse.slow_read_slots, ..fuse::Slots::default() },
         read_ahead_kb: u32::try_from(settings.fuse.read_ahead_bytes / 1024).unwrap_or(u32::MAX),

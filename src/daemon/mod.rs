@@ -2,6 +2,7 @@
 
 mod callers;
 pub mod holders;
+mod launch;
 mod lifecycle;
 mod mountpoint;
 mod orphans;
@@ -19,7 +20,8 @@ pub mod snapshots;
 mod view;
 mod watchdog;
 
-pub use lifecycle::{engine_options, engine_tiers, run, tier_plans};
+pub use launch::launch;
+pub use lifecycle::{MountAs, engine_options, engine_tiers, run, tier_plans};
 pub use mountpoint::clear_mountpoint;
 pub use served::{Control, Served, StartControl};
 pub use view::View;

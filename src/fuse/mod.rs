@@ -37,8 +37,10 @@ pub type Maintains = Arc<dyn Fn(u32) -> bool + Send + Sync>;
 
 #[derive(Clone)]
 pub struct Options {
-    /// The volume's name, shown as the mount's source `heatfs:NAME`.
-    pub name: String,
+    /// What /proc/mounts shows as the mount's source.
+    pub source: String,
+    /// Nothing on the mount may be executed.
+    pub no_exec: bool,
     /// Threads reading requests from the kernel; None: one more than cores, from 3 to 16 (measured on 2 cores: few serve one writer twice as fast as 8).
     pub workers: Option<usize>,
     pub slots: Slots,
@@ -55,7 +57,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            name: "volume".to_owned(),
+            source: "heatfs:volume".to_owned(),
+            no_exec: false,
             workers: None,
             slots: Slots::default(),
             read_ahead_kb: 128,
@@ -94,12 +97,15 @@ pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) ->
     );
     let mut config = fuser::Config::default();
     config.mount_options = vec![
-        MountOption::FSName(format!("heatfs:{}", options.name)),
+        MountOption::FSName(options.source.clone()),
         // Not the variant of that name: the library keeps that one from the kernel when it mounts by itself.
         MountOption::CUSTOM("subtype=heatfs".to_owned()),
         MountOption::DefaultPermissions,
         MountOption::NoAtime,
     ];
+    if options.no_exec {
+        config.mount_options.push(MountOption::NoExec);
+    }
     let everybody = options.everybody.unwrap_or_else(|| nix::unistd::geteuid().is_root());
     config.acl = if everybody { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(workers);

@@ -9,6 +9,7 @@ mod attributes;
 mod backing;
 pub mod cadence;
 pub mod check;
+pub mod doctor;
 pub mod dump;
 pub mod events;
 pub mod forecaster;

@@ -108,6 +108,9 @@ impl Volume {
     /// Compares map, objects and counts. `deep` also reads every block's base and every live log payload.
     pub fn check(&self, deep: bool) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
+        if deep {
+            self.forget_read_failures();
+        }
         for id in self.files() {
             let file = self.file(id)?;
             self.check_file(&file, deep, &mut findings);

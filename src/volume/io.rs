@@ -328,7 +328,10 @@ impl Volume {
         let image_start = self.block_start(BlockNo(blocks.start));
         let len = (blocks.end - blocks.start) * self.block_bytes();
         let mut image = AlignedBuf::zeroed(usize::try_from(len).unwrap_or(0));
-        self.read_base(file.id(), tier, image_start, &mut image)?;
+        if self.read_base(file.id(), tier, image_start, &mut image).is_err() {
+            // A page that nobody asked for may be what cannot be read.
+            return self.read_base(file.id(), tier, start, out);
+        }
         let skip = usize::try_from(start - image_start).unwrap_or(0);
         out.copy_from_slice(image.get(skip..skip + out.len()).unwrap_or_default());
         self.claims.keep_images(&expected, BlockNo(blocks.start), &image);
@@ -351,18 +354,39 @@ impl Volume {
             && (out.len() as u64).is_multiple_of(PAGE_BYTES)
             && (out.as_ptr().addr() as u64).is_multiple_of(PAGE_BYTES);
         if aligned {
-            let got = object.read_at(out, start).map_err(|e| Error::io("read", path(), e))?;
+            let got = object.read_at(out, start).map_err(|e| self.note_read_failure(tier, path(), e))?;
             out.get_mut(got..).unwrap_or_default().fill(0);
             return Ok(());
         }
         let from = start / PAGE_BYTES * PAGE_BYTES;
         let to = (start + out.len() as u64).next_multiple_of(PAGE_BYTES);
         let mut pages = AlignedBuf::zeroed(usize::try_from(to - from).unwrap_or(0));
-        let got = object.read_at(&mut pages, from).map_err(|e| Error::io("read", path(), e))?;
+        let got = object.read_at(&mut pages, from).map_err(|e| self.note_read_failure(tier, path(), e))?;
         pages.get_mut(got..).unwrap_or_default().fill(0);
         let skip = usize::try_from(start - from).unwrap_or(0);
         out.copy_from_slice(pages.get(skip..skip + out.len()).unwrap_or_default());
         Ok(())
+    }
+
+    /// Keeps book of a failed read: it is counted, and the volume is degraded until a deep check finds everything readable.
+    fn note_read_failure(&self, tier: TierId, path: String, error: std::io::Error) -> Error {
+        if let Some(counters) = self.counters.tiers.get(tier.index()) {
+            count(&counters.read_errors, 1);
+        }
+        let error = Error::io("read", path, error);
+        self.degrade(&self.reads_of(tier), error.to_string());
+        error
+    }
+
+    /// Before everything is read: what fails again will say so again.
+    pub(super) fn forget_read_failures(&self) {
+        for tier in (0..=u8::MAX).map(TierId).take(self.tiers.len()) {
+            self.restore_health(&self.reads_of(tier));
+        }
+    }
+
+    fn reads_of(&self, tier: TierId) -> String {
+        format!("reads of tier {}", self.tier_name(tier))
     }
 
     /// Calls `done` once every record of `file` up to now is durable (I1); perhaps on this thread, perhaps on another.

@@ -132,6 +132,9 @@ pub struct Counters {
     pub base_reads: Vec<u64>,
     pub base_read_bytes: Vec<u64>,
     pub base_read_us: Vec<u64>,
+    /// Reads that a tier's device failed.
+    #[serde(default)]
+    pub base_read_errors: Vec<u64>,
     pub base_writes: Vec<u64>,
     pub base_write_bytes: Vec<u64>,
     pub coalesced_blocks: u64,
@@ -171,6 +174,7 @@ pub(super) struct LiveTier {
     pub reads: AtomicU64,
     pub read_bytes: AtomicU64,
     pub read_us: AtomicU64,
+    pub read_errors: AtomicU64,
     pub writes: AtomicU64,
     pub write_bytes: AtomicU64,
 }
@@ -223,6 +227,7 @@ impl Live {
             base_reads: per_tier(|tier| &tier.reads),
             base_read_bytes: per_tier(|tier| &tier.read_bytes),
             base_read_us: per_tier(|tier| &tier.read_us),
+            base_read_errors: per_tier(|tier| &tier.read_errors),
             base_writes: per_tier(|tier| &tier.writes),
             base_write_bytes: per_tier(|tier| &tier.write_bytes),
             ..Counters::default()

@@ -4,6 +4,8 @@
 
 mod bench;
 mod cadence;
+mod doctor;
+mod mounting;
 mod postgres;
 mod snapshots;
 mod traces;

@@ -195,6 +195,15 @@ fn the_forecast_is_kept_and_its_loss_is_one_line() {
     assert_eq!(bench.log().matches("what the forecast had learned is lost").count(), 1, "{}", bench.log());
     assert_eq!(read(&bench.data().join("base/1/table")), pattern(3_000_001));
     assert!(bench.is_mounted());
+    bench.ok(&["stop"]);
+    assert_eq!(bench.ended(60), Some(0));
+    // Release used to leave it behind, and the tier could not be adopted onto again.
+    assert!(saved.exists());
+    bench.ok(&["release"]);
+    assert!(!saved.exists());
+    for tier in ["nvme", "sata", "hdd"] {
+        assert_eq!(fs::read_dir(bench.path(tier)).unwrap().count(), 0, "{tier} is empty after a release");
+    }
 }
 
 /// A backup program's writes are no heat; it is known by its command line.

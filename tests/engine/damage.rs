@@ -5,7 +5,7 @@ use heatfs::device::sim::{SimWorld, Survival};
 use heatfs::device::{BackingFile, Device, OpenMode};
 use heatfs::error::{Error, Result};
 use heatfs::ondisk::group::GroupHeader;
-use heatfs::units::FileId;
+use heatfs::units::{BlockNo, FileId, TierId};
 use heatfs::volume::{Severity, Wait};
 use std::sync::Arc;
 
@@ -258,6 +258,42 @@ fn a_damaged_state_database_is_a_named_error_or_harmless() {
         try_one(&format!("bit at {at}"), &|bad| flip(bad, "state.redb", at, (at % 8) as u8));
     }
     assert!(refused >= 20, "only {refused} damages were noticed");
+}
+
+/// A bad sector used to cost the whole neighbourhood that is read around a miss on the slowest tier: pages that the disk could read
+/// were errors. Now it costs its own pages; it is counted, and the status says so until a deep check has read everything.
+#[test]
+fn a_bad_sector_costs_its_own_pages_alone() {
+    let harness = Harness::new(SimWorld::new(8)).expect("opens");
+    let volume = harness.volume();
+    let file = volume.file(harness.ids[0]).expect("known");
+    volume.write(&file, 0, &[9; 4 * BLOCK as usize], Wait::Allowed).expect("writes");
+    volume.coalesce_all(&mut |_, _| {}).expect("coalesces");
+    assert_eq!(volume.move_run(&file, BlockNo(0), 4, TierId(2)).expect("moves"), 4);
+    volume.checkpoint().expect("checkpoints");
+    let path = heatfs::tier::objects::object_path(harness.ids[0]);
+    harness.world.device("hdd").break_range(&path, BLOCK + 4096, 4096).expect("breaks");
+    for page in 0..4 * BLOCK / 4096 {
+        let mut buf = vec![0; 4096];
+        let result = volume.read(&file, page * 4096, &mut buf, Wait::Allowed);
+        if page * 4096 == BLOCK + 4096 {
+            assert_names(&result.expect_err("EIO"), &path);
+        } else {
+            result.unwrap_or_else(|error| panic!("page {page} can be read: {error}"));
+            assert_eq!(buf, vec![9; 4096], "page {page}");
+        }
+    }
+    let status = volume.status();
+    assert!(status.counters.base_read_errors[2] >= 1 && status.counters.base_read_errors[..2] == [0, 0]);
+    assert!(status.degraded.iter().any(|line| line.contains("hdd") && line.contains(&path)), "{:?}", status.degraded);
+    assert!(!volume.check(true).expect("checks").is_empty());
+    assert!(!volume.status().degraded.is_empty(), "still there");
+    volume
+        .write(&file, BLOCK + 4096, &[8; 4096], Wait::Allowed)
+        .expect("a disk takes a bad sector out when it is written");
+    volume.coalesce_all(&mut |_, _| {}).expect("coalesces");
+    assert_eq!(volume.check(true).expect("checks"), vec![]);
+    assert!(volume.status().degraded.is_empty(), "{:?}", volume.status().degraded);
 }
 
 /// A missing object is an error to whoever reads it, and damage to a check; a short one too where it matters: never silent zeros for

@@ -262,6 +262,60 @@ fn a_tier_broken_for_a_while_degrades_and_heals() {
     assert_eq!(read(&again, 0, 10, 100), vec![2; 100]);
 }
 
+/// A disk is unplugged and plugged in again while the volume works: only reads of what lies there fail; writes to those very
+/// blocks, syncs and other tiers go on, and nothing is lost, whether the power goes too or not.
+#[test]
+fn a_tier_that_is_gone_for_a_while_costs_its_own_reads_alone() {
+    let harness = opened(12);
+    for n in 0..2 {
+        write(&harness, n, 0, 1, 2 * BLOCK as usize).expect("writes");
+    }
+    settle(&harness);
+    let volume = harness.volume();
+    let file = volume.file(harness.ids[0]).expect("known");
+    assert_eq!(volume.move_run(&file, BlockNo(0), 2, TierId(2)).expect("moves"), 2);
+    volume.checkpoint().expect("checkpoints");
+    let plug = |out: bool| {
+        let disk = harness.world.device("hdd");
+        disk.break_reads(out);
+        disk.break_writes(out);
+        disk.break_syncs(out);
+    };
+    plug(true);
+    write(&harness, 0, 100, 2, 50).expect("the log takes it");
+    sync(&harness, 0).expect("and is durable");
+    write(&harness, 1, 0, 3, BLOCK as usize).expect("other files go on");
+    sync(&harness, 1).expect("and sync");
+    let mut buf = vec![0; 4096];
+    let error = volume.read(&file, BLOCK, &mut buf, Wait::Allowed).expect_err("what lies there cannot be read");
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+    assert_eq!(read(&harness, 0, 100, 50), vec![2; 50], "what is in the log can");
+    drop(volume.coalesce_all(&mut |_, _| {}));
+    drop(volume.checkpoint());
+    assert!(volume.status().degraded.iter().any(|line| line.contains("hdd")), "{:?}", volume.status().degraded);
+    assert!(!read_only(volume));
+    let mut expected = vec![1; 2 * BLOCK as usize];
+    expected[100..150].fill(2);
+    let (while_out, ids) = (harness.world.recover(Survival::None), harness.ids.clone());
+    plug(false);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while volume.coalesce_all(&mut |_, _| {}).and_then(|()| volume.checkpoint()).is_err() {
+        assert!(std::time::Instant::now() < deadline, "the tier is used again");
+        std::thread::yield_now();
+    }
+    assert_eq!(read(&harness, 0, 0, expected.len()), expected);
+    for world in [while_out, harness.world.recover(Survival::None)] {
+        for device in ["nvme", "sata", "hdd"] {
+            world.device(device).break_reads(false);
+            world.device(device).break_writes(false);
+            world.device(device).break_syncs(false);
+        }
+        let again = Harness::open(world, ids.clone()).expect("opens");
+        assert_eq!(read(&again, 0, 0, expected.len()), expected);
+        assert_eq!(read(&again, 1, 0, BLOCK as usize), vec![3; BLOCK as usize]);
+    }
+}
+
 /// One tier that takes no writes any more does not fill the log for all: under pressure its blocks get images elsewhere.
 #[test]
 fn a_tier_broken_for_ever_does_not_stop_the_others() {

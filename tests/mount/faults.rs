@@ -84,6 +84,29 @@ fn r10_what_was_synced_is_there_after_a_kill() {
     });
 }
 
+/// R11: home must not show the new file under the old name before its bytes are durable in the log: a crash in between would leave
+/// neither the old content nor the new. Nothing is synced here but by the rename itself.
+#[test]
+fn r11_a_rename_over_a_file_comes_after_the_bytes() {
+    let base = tempfile::tempdir().unwrap();
+    server::create(base.path());
+    let (volume, namespace) = server::open(base.path());
+    let caller = heatfs::namespace::Caller { uid: 0, gid: 0, pid: 0 };
+    let root = heatfs::namespace::ROOT_INODE;
+    let old = namespace.create(root, "target".as_ref(), caller, 0o600, 0).unwrap().node;
+    let new = namespace.create(root, "new".as_ref(), caller, 0o600, 0).unwrap().node;
+    namespace.write(&new, 0, b"new content", heatfs::volume::Wait::Allowed).unwrap();
+    let log = volume.status().log;
+    assert!(log.durable_lsn < log.next_lsn, "the bytes are not durable yet: {log:?}");
+    namespace.rename(root, "new".as_ref(), root, "target".as_ref(), heatfs::namespace::RenameMode::Replace).unwrap();
+    let after = volume.status().log;
+    assert!(after.durable_lsn >= log.next_lsn, "{log:?}, then {after:?}");
+    namespace.release(old.inode, 1);
+    namespace.release(new.inode, 1);
+    namespace.close();
+    volume.shut_down().unwrap();
+}
+
 #[test]
 fn a_mount_in_use_is_not_taken_away() {
     let Some(mut mount) = Mount::start() else { return };

@@ -11,7 +11,7 @@ mod pages;
 pub use names::{ImageEntry, Inode, Moment, Names};
 pub use pages::{BadPage, PageReport};
 
-use crate::device::clock::wall_now;
+use crate::device::clock::{monotonic_now, wall_now};
 use crate::device::real::RealDevice;
 use crate::error::{Error, Result};
 use crate::jobs::hooks::{BackupLabel, Hooks};
@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Label under which a snapshot notes the engine's name of its mark: by it the volume knows what changed since.
@@ -204,6 +205,8 @@ impl Drop for Pending<'_> {
 }
 
 fn take_once(source: &Source<'_>, mut labels: BTreeMap<String, String>, tally: &Tally) -> Result<Root> {
+    let began = monotonic_now();
+    let rested_before = source.pace.rested();
     let parent = find_parent(source)?;
     let writer = source.repository.begin(WriterOptions {
         volume: source.volume.volume_id(),
@@ -223,9 +226,11 @@ fn take_once(source: &Source<'_>, mut labels: BTreeMap<String, String>, tally: &
     let mut pages = PageFiles::default();
     let (names, named) = names::write(&*moment, &writer, &files, &mut pages)?;
     drop(moment);
+    let named_after = began.elapsed();
     let read = |file, at, buf: &mut [u8]| source.volume.read_at(mark, file, at, buf);
     let pages = Pages::open(pages, parent.root.as_ref().and_then(page_report).as_ref(), &read)?;
     capture::Capture { source, writer: &writer, mark, parent: parent.mark, tally, pages: &pages }.run(named)?;
+    let captured_after = began.elapsed();
     labels.insert(LABEL_MARK.to_owned(), id.to_string());
     if let Some(report) = pages.report() {
         // Plain data: encoding it cannot fail.
@@ -249,5 +254,14 @@ fn take_once(source: &Source<'_>, mut labels: BTreeMap<String, String>, tally: &
     if let Err(error) = source.volume.publish_mark(mark, None) {
         tracing::warn!("snapshot {}: the next one will read everything: {error}", root.id);
     }
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(
+        id = %root.id,
+        names_ms = millis(named_after),
+        bytes_ms = millis(captured_after.saturating_sub(named_after)),
+        of_that_all_streams_rested_ms = millis(source.pace.rested().saturating_sub(rested_before)),
+        publish_ms = millis(began.elapsed().saturating_sub(captured_after)),
+        "snapshot captured"
+    );
     Ok(root)
 }
