@@ -19,6 +19,7 @@ use crate::fuse;
 use crate::heat::{HeatSettings, Recorder};
 use crate::jobs::TierPlan;
 use crate::jobs::clone::{self, CLONE_FILE, RepositorySource};
+use crate::jobs::events::What;
 use crate::jobs::forecaster::ForecasterSettings;
 use crate::jobs::hydrate::{Hydrator, HydratorSettings};
 use crate::jobs::migrate::{FileRules, Mover, MoverSettings};
@@ -323,10 +324,12 @@ impl Running {
         self.tell_when_unmounted(events)?;
         let (rules, served) = (Arc::clone(&self.rules), Arc::clone(&self.served));
         self.served.mover.start(move || learn_paths(&rules, &served))?;
+        self.served.publish(What::Mounted { mount: self.point.display().to_string() });
         if let Some(hydrator) = &self.served.hydrator {
             hydrator.start()?;
         }
         let control = start_control(Arc::clone(&self.served))?;
+        self.served.keeper.start()?;
         tracing::info!("serving {} on {}", self.served.settings.name, self.point.display());
         notify(&Notice::Ready);
         notify(&Notice::Status(&format!("serving {}", self.point.display())));
@@ -374,6 +377,8 @@ impl Running {
     /// Makes durable what there is, while the mount still serves: whatever comes next, little is left to do.
     fn begin_to_stop(&self) {
         notify(&Notice::Stopping);
+        self.served.publish(What::Stopping);
+        self.served.keeper.stop();
         let _patience = Patience::ask();
         notify(&Notice::Status("stopping: checkpoint"));
         self.served.set_stopping("checkpoint".to_owned());
@@ -422,6 +427,7 @@ impl Running {
         let _patience = Patience::ask();
         notify(&Notice::Status("stopping: bringing everything to the tiers"));
         self.served.set_stopping("bringing everything to the tiers".to_owned());
+        self.served.keeper.stop();
         if let Some(hydrator) = &self.served.hydrator {
             hydrator.stop();
         }

@@ -3,6 +3,8 @@
 use super::settings::Settings;
 use crate::device::clock::monotonic_now;
 use crate::error::Result;
+use crate::jobs::cadence::Keeper;
+use crate::jobs::events::{Events, What};
 use crate::jobs::hydrate::Hydrator;
 use crate::jobs::migrate::Mover;
 use crate::namespace::Namespace;
@@ -28,6 +30,7 @@ pub struct Served {
     pub volume: Arc<Volume>,
     pub namespace: Arc<Namespace>,
     pub mover: Arc<Mover>,
+    pub keeper: Arc<Keeper>,
     /// Of a clone, until it is told by a new start that nothing is left in the repository.
     pub hydrator: Option<Arc<Hydrator>>,
     started: Instant,
@@ -44,8 +47,19 @@ impl Served {
         hydrator: Option<Arc<Hydrator>>,
         events: Sender<Event>,
     ) -> Served {
+        let keeper = Keeper::new(
+            settings.snapshot.keeper(&settings.name, &settings.mount_path()),
+            Arc::clone(&volume),
+            Box::new(Arc::clone(&namespace)),
+            Arc::new(Events::default()),
+        );
         let (started, stopping) = (monotonic_now(), Mutex::new(None));
-        Served { settings, volume, namespace, mover, hydrator, started, events, stopping }
+        Served { settings, volume, namespace, mover, keeper, hydrator, started, events, stopping }
+    }
+
+    /// Tells whoever listens what happened.
+    pub fn publish(&self, what: What) {
+        self.keeper.events.publish(what);
     }
 
     pub fn uptime(&self) -> Duration {
