@@ -41,6 +41,9 @@ pub enum Error {
     /// This file may not be touched: its identity or content was changed behind the mount (R10, R13).
     #[error("file {file}: {why}")]
     Untrusted { file: FileId, why: String },
+    /// Bytes of a file that are in a repository still, and cannot be read there.
+    #[error("file {file}, bytes {start} to {end}, which are in the repository: {cause}")]
+    Source { file: FileId, start: u64, end: u64, cause: Box<Error> },
     /// A request that makes no sense: the text names the argument, the value, and what is allowed.
     #[error("{0}")]
     Invalid(String),

@@ -58,11 +58,13 @@ pub(super) fn run(request: &Adopt, as_json: bool) -> Result<()> {
     }
 }
 
+/// As the settings name it: without symbolic links if it is there.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
+    let real = path.canonicalize().or_else(|_| std::path::absolute(path));
+    real.with_context(|| format!("path {}", path.display()))
+}
+
 fn essentials(request: &Adopt) -> Result<Essentials> {
-    let absolute = |path: &Path| -> Result<PathBuf> {
-        let real = path.canonicalize().or_else(|_| std::path::absolute(path));
-        real.with_context(|| format!("path {}", path.display()))
-    };
     let mount = absolute(&request.dir)?;
     for (name, _) in &request.budgets {
         if !request.tiers.iter().any(|(tier, _)| tier == name) {
@@ -78,11 +80,12 @@ fn essentials(request: &Adopt) -> Result<Essentials> {
         block_bytes: request.block_size,
         log_bytes: request.log_size,
         segment_bytes: request.segment_size,
+        repository: None,
     })
 }
 
 /// The directory's own name, as far as a volume may be called so.
-fn name_of(mount: &Path) -> String {
+pub(super) fn name_of(mount: &Path) -> String {
     let last = mount.file_name().unwrap_or_default().to_string_lossy();
     let name: String =
         last.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
@@ -93,7 +96,7 @@ fn name_of(mount: &Path) -> String {
 }
 
 /// Settings of another volume are not overwritten; those of this one stand there after an interruption.
-fn refuse_other_settings(file: &Path, settings: &Settings) -> Result<()> {
+pub(super) fn refuse_other_settings(file: &Path, settings: &Settings) -> Result<()> {
     if !file.exists() {
         return Ok(());
     }
@@ -106,7 +109,7 @@ fn refuse_other_settings(file: &Path, settings: &Settings) -> Result<()> {
     }
 }
 
-fn write_settings(file: &Path, text: &str) -> Result<()> {
+pub(super) fn write_settings(file: &Path, text: &str) -> Result<()> {
     if let Some(dir) = file.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
@@ -114,7 +117,7 @@ fn write_settings(file: &Path, text: &str) -> Result<()> {
 }
 
 /// What the server's own unit must be told: never to start beside an unmounted volume.
-fn drop_in(name: &str, mount: &Path) -> String {
+pub(super) fn drop_in(name: &str, mount: &Path) -> String {
     format!(
         "[Unit]\nBindsTo=heatfs@{name}.service\nAfter=heatfs@{name}.service\nAssertPathIsMountPoint={}\n",
         mount.display()

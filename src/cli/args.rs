@@ -154,8 +154,16 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: SnapshotCommand,
     },
-    /// Bring a snapshot, or a part of it, back as plain files in an empty directory.
+    /// Bring a snapshot, or a part of it, back as plain files in an empty directory; or, in place, only what differs.
+    ///
+    /// In place nobody may use the directory, and the database must be stopped. PostgreSQL's control file comes back last: a server does not start on what was
+    /// cut off, and the same command goes on.
     Restore(Restore),
+    /// Make a volume of a snapshot, to be written to, at once: its blocks stay in the repository until they are read, written or brought to the tiers.
+    ///
+    /// Only names are made; `heatfs daemon` serves the volume, and brings everything to the tiers in the background. Until that is done the repository is needed,
+    /// and the snapshot cannot be deleted there. An interrupted clone is made anew by the same command.
+    Clone(Clone),
     /// Show a snapshot at a directory, to be read, in the foreground until SIGTERM, Ctrl-C or `umount`.
     ///
     /// Nothing is copied: what is read comes from the repository and is checked. Neither the volume nor its daemon is needed. A snapshot that
@@ -323,6 +331,9 @@ pub(super) enum SnapshotCommand {
     /// Take a pin away.
     Unpin {
         name: String,
+        /// Also what a clone holds its snapshot by: what it has not brought to its tiers is lost to it with the next prune.
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         storage: Storage,
     },
@@ -408,6 +419,15 @@ pub(super) struct Restore {
     pub(super) id: String,
     /// An empty directory, or one that does not exist yet.
     pub(super) dir: PathBuf,
+    /// Make an existing directory what the snapshot holds: pages that differ are written, names that are missing made, attributes set.
+    #[arg(long, conflicts_with = "path")]
+    pub(super) in_place: bool,
+    /// With --in-place: remove what the snapshot does not have. Without, it is left and listed.
+    #[arg(long, requires = "in_place")]
+    pub(super) delete: bool,
+    /// With --in-place: only tell what would be done.
+    #[arg(long, short = 'n', requires = "in_place")]
+    pub(super) dry_run: bool,
     /// Only this file, or this directory with everything in it: a path within the snapshot.
     #[arg(long, value_name = "PATH")]
     pub(super) path: Option<String>,
@@ -421,6 +441,38 @@ pub(super) struct Restore {
     /// Files restored at once.
     #[arg(long, value_name = "N", default_value = "4", value_parser = streams)]
     pub(super) streams: usize,
+    #[command(flatten)]
+    pub(super) storage: Storage,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Clone {
+    /// Its name, the beginning of it, or `latest`.
+    #[arg(value_name = "SNAPSHOT")]
+    pub(super) id: String,
+    /// Where it will be mounted: an empty directory, or one that does not exist yet.
+    pub(super) dir: PathBuf,
+    /// A tier, fastest first; repeat for each. Together they need room for all of the snapshot.
+    #[arg(long = "tier", required = true, value_name = "NAME=PATH", value_parser = named_path)]
+    pub(super) tiers: Vec<(String, PathBuf)>,
+    /// The volume's name [default: the directory's].
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// Where the settings file is written [default: /etc/heatfs/NAME.toml].
+    #[arg(long, value_name = "FILE")]
+    pub(super) config_out: Option<PathBuf>,
+    /// Unit of placement, a power of two from 4KiB to 1MiB, fixed from now on.
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = parse_bytes)]
+    pub(super) block_size: u64,
+    /// Size of the write log on the fastest tier, fixed from now on. All of it is written first: what makes a clone slow is a large one.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_bytes)]
+    pub(super) log_size: u64,
+    /// Size of the log's segments, fixed from now on.
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_bytes)]
+    pub(super) segment_size: u64,
+    /// Upper limit of what is stored on a tier; repeat for each.
+    #[arg(long = "budget", value_name = "NAME=SIZE", value_parser = named_size)]
+    pub(super) budgets: Vec<(String, u64)>,
     #[command(flatten)]
     pub(super) storage: Storage,
 }

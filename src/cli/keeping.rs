@@ -9,7 +9,7 @@ use crate::device::clock::wall_now;
 use crate::error::Error;
 use crate::jobs::snapshot::{SnapshotInfo, open_repository};
 use crate::repository::{
-    CopyBase, EntryKind, Keep, NameChange, PruneOptions, RefKind, Repository, Retention, Snapshot, SnapshotId,
+    CopyBase, EntryKind, Keep, NameChange, PruneOptions, Ref, RefKind, Repository, Retention, Snapshot, SnapshotId,
     VerifyOptions, VerifyReport, judge,
 };
 use crate::units::WallNs;
@@ -41,8 +41,14 @@ pub(super) fn pin(
     }
 }
 
-pub(super) fn unpin(volume: &Choice, storage: &Storage, name: &str, as_json: bool) -> Result<()> {
+pub(super) fn unpin(volume: &Choice, storage: &Storage, name: &str, force: bool, as_json: bool) -> Result<()> {
     let repository = open(volume, storage)?;
+    if let Some(Ref { kind: RefKind::InUse, note, .. }) = repository.find_ref(name)?
+        && !force
+    {
+        let why = format!("`{name}` is no pin: the snapshot is in use ({note}). If that is gone for good, use --force");
+        return Err(Error::Busy(why).into());
+    }
     repository.drop_ref(name)?;
     match as_json {
         true => out::json(&serde_json::json!({ "name": name })),

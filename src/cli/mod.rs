@@ -5,6 +5,7 @@
 mod adopt;
 mod args;
 mod check;
+mod clone;
 mod decisions;
 mod doctor;
 mod dump;
@@ -133,6 +134,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Events { follow } => events::run(&volume, follow, as_json),
         Command::Snapshot { command } => snapshot::run(&volume, command, as_json),
         Command::Restore(request) => snapshot::restore_into(&volume, &request, as_json),
+        Command::Clone(request) => clone::run(&volume, &request, as_json),
         Command::Mount(request) => mount::run(&volume, &request, as_json),
         Command::MountHelper(request) => mount_helper::run(&request),
         Command::Repo(request) => snapshot::repo(&volume, request, as_json),

@@ -201,6 +201,7 @@ mod tests {
             volume: VolumeStatus { tiers: vec![tier("nvme"), tier("hdd")], ..VolumeStatus::default() },
             mover: MoverStatus::default(),
             snapshots: Default::default(),
+            hydration: None,
         };
         let moment = |at: i64| Moment {
             at: WallNs(at * 30_000_000_000),

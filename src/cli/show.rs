@@ -5,6 +5,7 @@ use crate::control::protocol::StatusReply;
 use crate::daemon::quantity::{rounded_bytes, show_span};
 use crate::jobs::cadence::SnapshotsStatus;
 use crate::jobs::forecaster::ForecastStatus;
+use crate::jobs::hydrate::HydrationStatus;
 use crate::volume::{Counters, TierStatus};
 use comfy_table::{CellAlignment, Table, TableStyle};
 use std::fmt::Write;
@@ -87,6 +88,12 @@ pub(super) fn status(status: &StatusReply) -> String {
             rounded_bytes(log.live_bytes)
         ),
     );
+    if let Some(clone) = &status.hydration {
+        line("clone", hydration(clone));
+        if let Some(why) = &clone.holding {
+            line("", format!("the snapshot is still held by {}: {why}", clone.reference));
+        }
+    }
     if let Some(fastest) = volume.tiers.first() {
         let only = rounded_bytes(status.only_on_fastest_bytes);
         line(
@@ -132,6 +139,26 @@ fn snapshots(status: &SnapshotsStatus) -> Option<String> {
         text += &format!("; failed at {}: {why}", moment(at));
     }
     Some(text)
+}
+
+/// How far a clone is on its way from the repository.
+fn hydration(clone: &HydrationStatus) -> String {
+    let (total, from) = (rounded_bytes(clone.total_bytes), format!("{} ({})", clone.repository, clone.snapshot));
+    if clone.left_bytes == 0 {
+        return format!("all of {total} brought from {from}");
+    }
+    let left = format!("{} of {total} still in {from}", rounded_bytes(clone.left_bytes));
+    let damaged = match clone.failed {
+        0 => String::new(),
+        failed => format!("; {failed} blocks cannot be read there"),
+    };
+    match clone.eta_s {
+        Some(seconds) => {
+            let (rate, eta) = (rounded_bytes(clone.bytes_per_second), show_span(Duration::from_secs(seconds)));
+            format!("{left}, {rate}/s, {eta} left{damaged}")
+        }
+        None => format!("{left}{damaged}"),
+    }
 }
 
 /// A share in percent, with one decimal; a dash when it is not known.

@@ -10,10 +10,12 @@ use crate::device::clock::wall_now;
 use crate::device::real::RealDevice;
 use crate::error::Error;
 use crate::jobs::hooks::{BackupLabel, place_label};
-use crate::jobs::restore::{RestorePlan, RestoreReport, restore};
+use crate::jobs::restore::{InPlacePlan, InPlaceReport, RestorePlan, RestoreReport, restore, restore_in_place};
 use crate::jobs::snapshot::{SnapshotInfo, Tally, open_repository, read_key};
 use crate::repository::{InitOptions, PACK_BYTES, Repository, Root, Snapshot, SnapshotId};
 use anyhow::{Context, Result};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,8 +24,14 @@ const POLL: Duration = Duration::from_millis(200);
 
 /// The repository that was named, or the one in the volume's settings.
 pub(super) fn open(volume: &Choice, storage: &Storage) -> Result<Repository> {
+    Ok(open_with_place(volume, storage)?.0)
+}
+
+/// As [`open`], with its directory and its key file.
+pub(super) fn open_with_place(volume: &Choice, storage: &Storage) -> Result<(Repository, PathBuf, Option<PathBuf>)> {
     if let Some(path) = &storage.repository {
-        return Ok(open_repository(path, storage.key_file.as_deref())?);
+        let repository = open_repository(path, storage.key_file.as_deref())?;
+        return Ok((repository, path.clone(), storage.key_file.clone()));
     }
     let settings = volume.settings()?.snapshot;
     let Some(path) = settings.repository else {
@@ -33,7 +41,7 @@ pub(super) fn open(volume: &Choice, storage: &Storage) -> Result<Repository> {
         .into());
     };
     let key_file = storage.key_file.clone().or(settings.key_file);
-    Ok(open_repository(&path, key_file.as_deref())?)
+    Ok((open_repository(&path, key_file.as_deref())?, path, key_file))
 }
 
 /// A snapshot by its name, by the unique beginning of it, or `latest`.
@@ -64,7 +72,7 @@ pub(super) fn run(volume: &Choice, command: SnapshotCommand, as_json: bool) -> R
         }
         SnapshotCommand::Diff { before, after, storage } => keeping::diff(volume, &storage, &before, &after, as_json),
         SnapshotCommand::Pin { id, name, note, storage } => keeping::pin(volume, &storage, &id, name, &note, as_json),
-        SnapshotCommand::Unpin { name, storage } => keeping::unpin(volume, &storage, &name, as_json),
+        SnapshotCommand::Unpin { name, force, storage } => keeping::unpin(volume, &storage, &name, force, as_json),
         SnapshotCommand::Delete { ids, storage } => keeping::delete(volume, &storage, &ids, as_json),
         SnapshotCommand::Prune { keep, dry_run, storage } => keeping::prune(volume, &storage, &keep, dry_run, as_json),
         SnapshotCommand::Verify { budget, one_in, storage } => {
@@ -246,31 +254,24 @@ pub(super) fn restore_into(volume: &Choice, request: &Restore, as_json: bool) ->
         true => Some(label_of(&snapshot)?),
         false => None,
     };
-    let only = request.path.as_deref().unwrap_or("").trim_matches('/').as_bytes().to_vec();
+    let label_in = |dir: &Path| label.as_ref().map_or(Ok(()), |label| place_label(dir, label));
     let into = std::path::absolute(&request.dir).with_context(|| format!("path {}", request.dir.display()))?;
-    let plan = RestorePlan { only, into, streams: request.streams };
-    let (tally, ended) = (Arc::new(Tally::default()), Arc::new(AtomicBool::new(false)));
-    let shown = std::thread::spawn({
-        let (tally, ended) = (Arc::clone(&tally), Arc::clone(&ended));
-        move || {
-            let bar = bytes_bar("restoring");
-            while !ended.load(Ordering::Relaxed) {
-                bar.set_length(tally.total_bytes.load(Ordering::Relaxed));
-                bar.set_position(tally.done_bytes.load(Ordering::Relaxed));
-                std::thread::park_timeout(POLL);
-            }
-            bar.finish_and_clear();
+    let streams = request.streams;
+    if request.in_place {
+        let plan = InPlacePlan { into, streams, delete: request.delete, dry_run: request.dry_run };
+        let report = shown("comparing", |tally| restore_in_place(&snapshot, &plan, tally))?;
+        if !report.dry_run {
+            label_in(&report.into)?;
         }
-    });
-    let restored = restore(&snapshot, &plan, &tally);
-    ended.store(true, Ordering::Relaxed);
-    shown.thread().unpark();
-    // It only draws: nothing of the restore depends on it.
-    let _ = shown.join();
-    let report: RestoreReport = restored?;
-    if let Some(label) = &label {
-        place_label(&report.into, label)?;
+        return match as_json {
+            true => out::json(&report),
+            false => out::text(&in_place_text(&snapshot.id(), &report)),
+        };
     }
+    let only = request.path.as_deref().unwrap_or("").trim_matches('/').as_bytes().to_vec();
+    let plan = RestorePlan { only, into, streams };
+    let report: RestoreReport = shown("restoring", |tally| restore(&snapshot, &plan, tally))?;
+    label_in(&report.into)?;
     match as_json {
         true => out::json(&report),
         false => out::text(&format!(
@@ -281,4 +282,57 @@ pub(super) fn restore_into(volume: &Choice, request: &Restore, as_json: bool) ->
             report.files
         )),
     }
+}
+
+/// Does the work while a bar shows how far it is.
+fn shown<T>(what: &'static str, work: impl FnOnce(&Tally) -> crate::error::Result<T>) -> crate::error::Result<T> {
+    let (tally, ended) = (Arc::new(Tally::default()), Arc::new(AtomicBool::new(false)));
+    let shown = std::thread::spawn({
+        let (tally, ended) = (Arc::clone(&tally), Arc::clone(&ended));
+        move || {
+            let bar = bytes_bar(what);
+            while !ended.load(Ordering::Relaxed) {
+                bar.set_length(tally.total_bytes.load(Ordering::Relaxed));
+                bar.set_position(tally.done_bytes.load(Ordering::Relaxed));
+                std::thread::park_timeout(POLL);
+            }
+            bar.finish_and_clear();
+        }
+    });
+    let done = work(&tally);
+    ended.store(true, Ordering::Relaxed);
+    shown.thread().unpark();
+    // It only draws: nothing of the work depends on it.
+    let _ = shown.join();
+    done
+}
+
+fn in_place_text(id: &SnapshotId, report: &InPlaceReport) -> String {
+    let (is, would) = match report.dry_run {
+        true => (format!("{} would become", report.into.display()), "would be "),
+        false => (format!("{} is", report.into.display()), ""),
+    };
+    let mut text = format!(
+        "{is} snapshot {id}: of {} in {} files {} in {} files {would}written, {} names {would}made, attributes of {} {would}set\n",
+        rounded_bytes(report.bytes),
+        report.files,
+        rounded_bytes(report.written_bytes),
+        report.changed_files,
+        report.made,
+        report.attributes
+    );
+    if report.extra == 0 {
+        return text;
+    }
+    let fate = match (report.removed, report.dry_run) {
+        (true, false) => "removed",
+        (true, true) => "would be removed",
+        (false, _) => "left; --delete removes them",
+    };
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{} names that the snapshot does not have: {fate}", report.extra);
+    for name in &report.extra_names {
+        let _ = writeln!(text, "  {name}");
+    }
+    text
 }

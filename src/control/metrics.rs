@@ -26,6 +26,7 @@ pub fn text(status: &StatusReply) -> Result<String, fmt::Error> {
     snapshots(&mut registry, status);
     stalls(&mut registry, status);
     counters(&mut registry, status);
+    hydration(&mut registry, status);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -67,6 +68,30 @@ fn health(registry: &mut Registry, status: &StatusReply) {
     level(registry, "overlay_extents", "Extents written and in no base yet", status.volume.overlay_extents);
     level(registry, "overlay_memory_bytes", "Memory of the overlay", status.volume.overlay_memory_bytes);
     level(registry, "map_memory_bytes", "Memory of the block map", status.volume.map_memory_bytes);
+}
+
+fn hydration(registry: &mut Registry, status: &StatusReply) {
+    let counters = &status.volume.counters;
+    let left = status.volume.in_repository_bytes;
+    level(registry, "in_repository_bytes", "Of a clone: blocks that are still in the repository", left);
+    for (name, help, value) in [
+        ("repository_reads", "Reads of the repository that the volume was made from", counters.repository_reads),
+        ("repository_read_bytes", "Bytes read from it", counters.repository_read_bytes),
+        ("repository_read_microseconds", "Time that readers waited for it", counters.repository_read_us),
+        ("repository_errors", "Reads of it that failed", counters.repository_errors),
+        ("hydrated_blocks", "Blocks brought from it to a tier ahead of need", counters.hydrated_blocks),
+        ("hydrated_bytes", "Bytes written for that", counters.hydrated_bytes),
+    ] {
+        count(registry, name, help, value);
+    }
+    if let Some(hydration) = &status.hydration {
+        let total = hydration.total_bytes;
+        level(registry, "clone_bytes", "Of a clone: what was in the repository at first", total);
+        let rate = hydration.bytes_per_second;
+        level(registry, "hydration_bytes_per_second", "How fast blocks leave the repository", rate);
+        let failed = hydration.failed;
+        level(registry, "hydration_failed_blocks", "Blocks that could not be read there in the last pass", failed);
+    }
 }
 
 fn tiers(registry: &mut Registry, status: &StatusReply) {
@@ -331,6 +356,7 @@ mod tests {
                 last_success_ns: Some(WallNs(1_700_000_000_500_000_000)),
                 ..SnapshotsStatus::default()
             },
+            hydration: None,
         };
         let text = text(&status).expect("encoded");
         for line in [

@@ -7,6 +7,7 @@ use crate::heat::TakenTrace;
 use crate::jobs::cadence::SnapshotsStatus;
 use crate::jobs::events::Event;
 use crate::jobs::forecaster::ForecastStatus;
+use crate::jobs::hydrate::HydrationStatus;
 use crate::jobs::migrate::{Explanation, HeatRange, JournalEntry, Moment, MoverStatus, WhatIf};
 use crate::policy::placement::{Reason, TierOutlook};
 use crate::repository::Retention;
@@ -89,6 +90,9 @@ pub struct StatusReply {
     pub mover: MoverStatus,
     #[serde(default)]
     pub snapshots: SnapshotsStatus,
+    /// Of a clone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hydration: Option<HydrationStatus>,
 }
 
 impl StatusReply {
@@ -479,6 +483,7 @@ mod tests {
             volume: VolumeStatus::default(),
             mover: MoverStatus::default(),
             snapshots: SnapshotsStatus::default(),
+            hydration: None,
         };
         let value = serde_json::to_value(&status).expect("encodes");
         let back: StatusReply = serde_json::from_value(value.clone()).expect("decodes");

@@ -196,6 +196,7 @@ impl From<Error> for Failure {
             | Error::NoSpace
             | Error::Untrusted { .. }
             | Error::SnapshotFailed { .. }
+            | Error::Source { .. }
             | Error::State { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Failure(code, error.to_string())
@@ -254,6 +255,7 @@ fn status_of(served: &Served) -> StatusReply {
         volume,
         mover,
         snapshots,
+        hydration: served.hydrator.as_ref().map(|hydrator| hydrator.status()),
     }
 }
 

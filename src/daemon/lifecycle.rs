@@ -5,6 +5,7 @@
 //! because the time for stopping may run out while a database still uses the mount.
 
 use super::callers::Callers;
+use super::clones::CloneSettings;
 use super::holders::{describe, holders, mount_at};
 use super::patience::{self, Patience};
 use super::quantity::exact_bytes;
@@ -17,8 +18,10 @@ use crate::error::{Error, Result};
 use crate::fuse;
 use crate::heat::{HeatSettings, Recorder};
 use crate::jobs::TierPlan;
+use crate::jobs::clone::{self, CLONE_FILE, RepositorySource};
 use crate::jobs::events::What;
 use crate::jobs::forecaster::ForecasterSettings;
+use crate::jobs::hydrate::{Hydrator, HydratorSettings};
 use crate::jobs::migrate::{FileRules, Mover, MoverSettings};
 use crate::namespace::Namespace;
 use crate::policy::glob::Pattern;
@@ -62,7 +65,7 @@ fn serve(settings: Settings, mount_as: MountAs, start_control: StartControl) -> 
     let patience = Patience::ask();
     let point = settings.mount_path();
     let (places, locks, id) = claim_tiers(&settings, &point)?;
-    let (volume, recovery) = open_volume(&settings, &places)?;
+    let (volume, recovery, source) = open_volume(&settings, &places)?;
     let rules = judge_paths(&settings, &volume)?;
     let mover = open_mover(&settings, &volume, &places, &id, Arc::clone(&rules))?;
     let home = settings.tiers[0].path.join("home");
@@ -73,7 +76,12 @@ fn serve(settings: Settings, mount_as: MountAs, start_control: StartControl) -> 
     let opened = mountpoint::Opened::for_mounting(&point)?;
     let mounted = fuse::mount(Arc::clone(&namespace), &point, &fuse_options(&settings, mount_as))?;
     drop(opened);
-    let served = Arc::new(Served::new(settings, volume, namespace, mover, events_in.clone()));
+    let hydrator = source.map(|source| {
+        let CloneSettings { streams, bytes_per_second, busy_share, .. } = settings.clone;
+        let how = HydratorSettings { streams, bytes_per_second, busy_share };
+        Hydrator::new(Arc::clone(&volume), source, Arc::clone(&places[0].device), how)
+    });
+    let served = Arc::new(Served::new(settings, volume, namespace, mover, hydrator, events_in.clone()));
     let running = Running { served, rules, mounted: Arc::new(mounted.mounted), point };
     let begun = running.begin(events_in, start_control);
     drop(patience);
@@ -106,12 +114,22 @@ fn claim_tiers(settings: &Settings, point: &Path) -> Result<(Vec<Place>, Locks, 
     Ok((places, locks, id))
 }
 
-fn open_volume(settings: &Settings, places: &[Place]) -> Result<(Arc<Volume>, Recovery)> {
+/// The snapshot that it was made of is there as long as it is needed or was not let go.
+type OpenVolume = (Arc<Volume>, Recovery, Option<Arc<RepositorySource>>);
+
+fn open_volume(settings: &Settings, places: &[Place]) -> Result<OpenVolume> {
     let tiers = engine_tiers(settings, places)?;
+    let elsewhere = settings.snapshot.repository.clone().map(|path| (path, settings.snapshot.key_file.clone()));
+    let source = clone::source_of(places[0].device.as_ref(), elsewhere)?.map(Arc::new);
     if let Some(fastest) = tiers.first() {
-        refuse_changed(settings, &Volume::peek(fastest)?)?;
+        let meta = Volume::peek(fastest)?;
+        refuse_changed(settings, &meta)?;
+        if meta.needs_repository() {
+            refuse_without_repository(settings, places, source.as_deref())?;
+        }
     }
-    let (volume, recovery) = Volume::open(tiers, engine_options(settings))?;
+    let reads = source.clone().map(|source| source as Arc<dyn volume::SourceSnapshot>);
+    let (volume, recovery) = Volume::open_with(tiers, engine_options(settings), reads)?;
     if !recovery.was_clean {
         tracing::info!("replayed {} records in {} log writes", recovery.records_replayed, recovery.groups_replayed);
     }
@@ -121,7 +139,27 @@ fn open_volume(settings: &Settings, places: &[Place]) -> Result<(Arc<Volume>, Re
         volume.release_mark(&mark);
     }
     volume.start_threads()?;
-    Ok((volume, recovery))
+    Ok((volume, recovery, source))
+}
+
+/// A database that gets EIO for pages takes its disk for broken: better it is not started.
+fn refuse_without_repository(settings: &Settings, places: &[Place], source: Option<&RepositorySource>) -> Result<()> {
+    let Some(source) = source else {
+        let path = format!("{}/{CLONE_FILE}", places[0].device.path());
+        return Err(Error::NotFound(format!(
+            "{path} is missing: it says in which repository blocks of this volume are"
+        )));
+    };
+    let Err(error) = source.open() else { return Ok(()) };
+    let path = source.note().repository.display();
+    if settings.clone.without_repository {
+        tracing::error!("serving without the repository at {path}, where blocks of this volume are: {error}");
+        return Ok(());
+    }
+    Err(Error::NotFound(format!(
+        "blocks of this volume are still in the repository at {path}, which cannot be read: {error}. Bring it back, or name it as `snapshot.repository`; with \
+         `clone.without_repository = true` the volume is served without them"
+    )))
 }
 
 /// Has each path that is met judged: by the rules, and by the patterns of log files.
@@ -287,6 +325,9 @@ impl Running {
         let (rules, served) = (Arc::clone(&self.rules), Arc::clone(&self.served));
         self.served.mover.start(move || learn_paths(&rules, &served))?;
         self.served.publish(What::Mounted { mount: self.point.display().to_string() });
+        if let Some(hydrator) = &self.served.hydrator {
+            hydrator.start()?;
+        }
         let control = start_control(Arc::clone(&self.served))?;
         self.served.keeper.start()?;
         tracing::info!("serving {} on {}", self.served.settings.name, self.point.display());
@@ -387,6 +428,9 @@ impl Running {
         notify(&Notice::Status("stopping: bringing everything to the tiers"));
         self.served.set_stopping("bringing everything to the tiers".to_owned());
         self.served.keeper.stop();
+        if let Some(hydrator) = &self.served.hydrator {
+            hydrator.stop();
+        }
         self.served.mover.stop();
         self.served.namespace.close();
         self.served.volume.shut_down()?;

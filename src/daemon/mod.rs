@@ -1,6 +1,7 @@
 //! The life of a volume's process: settings, mount, threads, service notifications, shutdown.
 
 mod callers;
+pub mod clones;
 pub mod holders;
 mod launch;
 mod lifecycle;

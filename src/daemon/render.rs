@@ -14,6 +14,8 @@ pub struct Essentials {
     pub segment_bytes: u64,
     /// Name, path and budget, fastest first.
     pub tiers: Vec<(String, PathBuf, Option<u64>)>,
+    /// The repository for its snapshots, and the file with its key.
+    pub repository: Option<(PathBuf, Option<PathBuf>)>,
 }
 
 impl Essentials {
@@ -34,6 +36,12 @@ impl Essentials {
             let _ = write!(text, "\n[[tier]]\nname = {}\npath = {}\n", quoted(name), quoted_path(path));
             if let Some(bytes) = budget_bytes {
                 let _ = writeln!(text, "budget = \"{}\"", exact_bytes(*bytes));
+            }
+        }
+        if let Some((repository, key_file)) = &self.repository {
+            let _ = write!(text, "\n[snapshot]\nrepository = {}\n", quoted_path(repository));
+            if let Some(key_file) = key_file {
+                let _ = writeln!(text, "key_file = {}", quoted_path(key_file));
             }
         }
         text
@@ -65,6 +73,7 @@ mod tests {
                 ("nvme".into(), "/nowhere/n".into(), Some(100 << 30)),
                 ("hdd".into(), "/nowhere/h".into(), None),
             ],
+            repository: Some(("/nowhere/r".into(), Some("/nowhere/key".into()))),
         };
         let settings = Settings::parse(&essentials.to_toml(), &[]).expect("accepted");
         assert_eq!((settings.name, settings.mount), (essentials.name, essentials.mount));
@@ -74,5 +83,9 @@ mod tests {
         );
         let tiers: Vec<_> = settings.tiers.into_iter().map(|tier| (tier.name, tier.path, tier.budget_bytes)).collect();
         assert_eq!(tiers, essentials.tiers);
+        assert_eq!(
+            Some((settings.snapshot.repository.expect("set"), settings.snapshot.key_file)),
+            essentials.repository
+        );
     }
 }

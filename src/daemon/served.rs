@@ -5,6 +5,7 @@ use crate::device::clock::monotonic_now;
 use crate::error::Result;
 use crate::jobs::cadence::Keeper;
 use crate::jobs::events::{Events, What};
+use crate::jobs::hydrate::Hydrator;
 use crate::jobs::migrate::Mover;
 use crate::namespace::Namespace;
 use crate::units::FileId;
@@ -30,6 +31,8 @@ pub struct Served {
     pub namespace: Arc<Namespace>,
     pub mover: Arc<Mover>,
     pub keeper: Arc<Keeper>,
+    /// Of a clone, until it is told by a new start that nothing is left in the repository.
+    pub hydrator: Option<Arc<Hydrator>>,
     started: Instant,
     events: Sender<Event>,
     stopping: Mutex<Option<String>>,
@@ -41,6 +44,7 @@ impl Served {
         volume: Arc<Volume>,
         namespace: Arc<Namespace>,
         mover: Arc<Mover>,
+        hydrator: Option<Arc<Hydrator>>,
         events: Sender<Event>,
     ) -> Served {
         let keeper = Keeper::new(
@@ -50,7 +54,7 @@ impl Served {
             Arc::new(Events::default()),
         );
         let (started, stopping) = (monotonic_now(), Mutex::new(None));
-        Served { settings, volume, namespace, mover, keeper, started, events, stopping }
+        Served { settings, volume, namespace, mover, keeper, hydrator, started, events, stopping }
     }
 
     /// Tells whoever listens what happened.

@@ -5,6 +5,7 @@
 //! is checked when the volume is opened.
 
 use super::callers::MAINTENANCE;
+use super::clones::CloneSettings;
 use super::path_rules::{read_profiles, read_rules};
 use super::quantity::parse_bytes;
 use super::reader::Section;
@@ -86,10 +87,15 @@ pub const KEYS: &[&str] = &[
     "snapshot.postgresql.connection",
     "snapshot.postgresql.run_as",
     "snapshot.postgresql.limit",
+    "clone.streams",
+    "clone.bytes_per_second",
+    "clone.busy_share",
+    "clone.without_repository",
 ];
 
 /// The tables of the file.
-const TABLES: &[&str] = &["log", "tier", "fuse", "placement", "forecast", "rule", "checkpoint", "coalesce", "snapshot"];
+const TABLES: &[&str] =
+    &["log", "tier", "fuse", "placement", "forecast", "rule", "checkpoint", "coalesce", "snapshot", "clone"];
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -114,6 +120,7 @@ pub struct Settings {
     /// Share of the log in use above which coalescing starts even for blocks that are still being written.
     pub coalesce_log_fill_start: f64,
     pub snapshot: SnapshotSettings,
+    pub clone: CloneSettings,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -282,6 +289,7 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
     let mut checkpoint = root.section("checkpoint")?;
     let mut coalesce = root.section("coalesce")?;
     let mut snapshot = root.section("snapshot")?;
+    let mut clone = root.section("clone")?;
     for (section, prefix) in [
         (&log, "log."),
         (&fuse, "fuse."),
@@ -290,6 +298,7 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
         (&checkpoint, "checkpoint."),
         (&coalesce, "coalesce."),
         (&snapshot, "snapshot."),
+        (&clone, "clone."),
     ] {
         refuse_unknown(section, prefix)?;
     }
@@ -311,6 +320,7 @@ fn read(mut root: Section, origin: &str) -> Result<Settings> {
         checkpoint_interval: checkpoint.span("interval", seconds(30), seconds(1)..=seconds(3600))?,
         coalesce_log_fill_start: coalesce.number("log_fill_start", 0.5, 0.05..=0.9)?.into(),
         snapshot: super::snapshots::read(&mut snapshot)?,
+        clone: super::clones::read(&mut clone)?,
     };
     refuse_overlap(&settings, origin)?;
     Ok(settings)

@@ -23,7 +23,8 @@ fn of_engine(error: &Error, doing: Doing) -> i32 {
     let number = match error {
         Error::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
         Error::Corrupt { .. } | Error::WrongTier { .. } | Error::State { .. } | Error::Untrusted { .. } => libc::EIO,
-        Error::SnapshotFailed { .. } => libc::EIO,
+        // Whatever kept the repository from being read (it may be gone, ENOENT): the file is there.
+        Error::Source { .. } | Error::SnapshotFailed { .. } => libc::EIO,
         Error::ReadOnly { .. } => match doing {
             Doing::Changing => libc::EROFS,
             // What was written before cannot become durable any more: the caller must not take this for a property of the mount.

@@ -28,8 +28,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
+pub(super) use build::seal_root;
 pub use plan::AdoptPlan;
-pub(super) use plan::resolve;
+pub(super) use plan::{judge_tiers, refuse_mount_point, resolve};
 
 /// In the origin tier while an adoption is under way.
 const ADOPTING: &str = "adopting";
@@ -81,7 +82,7 @@ fn run(plan: &AdoptPlan, checked: &Checked, watch: &mut dyn Watch) -> Result<Ado
         None => {
             watch.step("identities")?;
             let text = checked.directory.to_string_lossy();
-            initialise(&checked.backing.places, Uuid::new_v4(), &text, checked.origin)?
+            initialise(&checked.backing.places, Uuid::new_v4(), &text, checked.origin, Phase::AdoptBuild)?
         }
     };
     let adoption = Adoption { plan, checked, adopting: checked.backing.path(id.origin).join(ADOPTING) };
@@ -192,15 +193,22 @@ impl Adoption<'_> {
         }
         make_private_dir(directory)?;
         watch.step("mount point attributes")?;
-        let mut attributes = super::attributes::Attributes::read(&self.backing().tree())?;
-        attributes.mode = 0o500;
-        attributes.drop_acls();
-        attributes.apply(directory)?;
-        directory.parent().map_or(Ok(()), sync_dir)
+        give_mount_point_attributes(directory, super::attributes::Attributes::read(&self.backing().tree())?)
     }
 }
 
-fn make_home(backing: &Backing) -> Result<()> {
+/// Owner, times and label of the root that is to be mounted there; nobody may enter or write.
+pub(super) fn give_mount_point_attributes(
+    directory: &Path,
+    mut attributes: super::attributes::Attributes,
+) -> Result<()> {
+    attributes.mode = 0o500;
+    attributes.drop_acls();
+    attributes.apply(directory)?;
+    directory.parent().map_or(Ok(()), sync_dir)
+}
+
+pub(super) fn make_home(backing: &Backing) -> Result<()> {
     let home = backing.home();
     make_private_dir(&home.join("grave"))?;
     let note = home.join("NOT-A-DATABASE");
@@ -210,7 +218,7 @@ fn make_home(backing: &Backing) -> Result<()> {
 }
 
 /// What adoption and the engine make on the fastest tier besides objects.
-fn clear_fastest(backing: &Backing) -> Result<()> {
+pub(super) fn clear_fastest(backing: &Backing) -> Result<()> {
     remove_tree(&backing.home())?;
     super::backing::remove_engine_files(backing.path(TierId::FASTEST))
 }

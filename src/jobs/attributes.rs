@@ -80,6 +80,20 @@ impl Attributes {
         })
     }
 
+    /// Is it the same but for the time of access?
+    pub fn is_like(&self, other: &Attributes) -> bool {
+        let sorted = |attributes: &Attributes| {
+            let mut xattrs = attributes.xattrs.clone();
+            xattrs.retain(|(name, _)| name.to_bytes() != LABEL);
+            xattrs.sort();
+            xattrs
+        };
+        let what = |one: &Attributes| (one.uid, one.gid, one.modified, one.symlink);
+        // The mode of a link says nothing.
+        let modes = self.symlink || self.mode == other.mode;
+        modes && what(self) == what(other) && sorted(self) == sorted(other)
+    }
+
     /// Leaves the ACLs out: with them the mode would mean something else.
     pub fn drop_acls(&mut self) {
         self.xattrs.retain(|(name, _)| !name.to_bytes().starts_with(ACL_PREFIX));

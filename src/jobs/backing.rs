@@ -14,8 +14,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a volume keeps on the fastest tier besides its directories.
-const VOLUME_FILES: [&str; 7] =
-    ["state.redb", "heat.bin", "heat.bin.new", "pins.json", "pins.json.new", "forecast.bin", "forecast.bin.new"];
+const VOLUME_FILES: [&str; 9] = [
+    "state.redb",
+    "heat.bin",
+    "heat.bin.new",
+    "pins.json",
+    "pins.json.new",
+    "forecast.bin",
+    "forecast.bin.new",
+    "clone.json",
+    "clone.json.new",
+];
 
 /// One tier of a plan, as the user named it; a plan lists them fastest first.
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@
 //! the daemon's own volume.
 
 use super::backing::{Backing, TierPlan, exists};
+use super::clone::{self, CLONE_FILE};
 use super::home::{HomeFile, for_each, for_each_live};
 use super::mounts::Mounts;
 use crate::error::{Error, Result};
@@ -15,7 +16,7 @@ use crate::ondisk::identity::Phase;
 use crate::tier::identity::{Locks, VolumeIdentity, verify_all};
 use crate::tier::objects::{object_path, parse_object_name};
 use crate::units::FileId;
-use crate::volume::{Options, Severity, Volume};
+use crate::volume::{Options, Severity, SourceSnapshot, Volume};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
@@ -91,7 +92,8 @@ pub fn check(tiers: &[TierPlan], options: &Options, deep: bool) -> Result<CheckR
     check_small_files(&backing, &id, &mut report);
     check_object_names(&backing, &mut report)?;
     check_directory(&id, &mut report)?;
-    match Volume::open(backing.engine_tiers(), options.clone()) {
+    let source = source(&backing, &mut report);
+    match Volume::open_with(backing.engine_tiers(), options.clone(), source) {
         Ok((volume, recovery)) => {
             report.records = recovery.records_replayed;
             let examined = look(&volume, id.volume, &backing.home(), deep, Looking::Offline, &mut report);
@@ -104,6 +106,29 @@ pub fn check(tiers: &[TierPlan], options: &Options, deep: bool) -> Result<CheckR
         Err(e) => report.damage(e),
     }
     Ok(finished(report))
+}
+
+/// The snapshot that the volume was made of, if blocks are still in it and it can be read.
+fn source(backing: &Backing, report: &mut CheckReport) -> Option<Arc<dyn SourceSnapshot>> {
+    let tiers = backing.engine_tiers();
+    let needed =
+        tiers.first().and_then(|fastest| Volume::peek(fastest).ok()).is_some_and(|meta| meta.needs_repository());
+    let source = match clone::source_of(backing.places[0].device.as_ref(), None) {
+        Ok(source) => source.filter(|_| needed),
+        Err(e) => {
+            report.damage(e);
+            return None;
+        }
+    };
+    match source {
+        None if needed => report.damage(format!("{CLONE_FILE} is missing: it says in which repository blocks are")),
+        None => {}
+        Some(source) => match source.open() {
+            Ok(()) => return Some(Arc::new(source)),
+            Err(error) => report.notice(format!("what is still in the repository was not looked at: {error}")),
+        },
+    }
+    None
 }
 
 /// Checks the volume that this process serves from `home`.

@@ -13,6 +13,7 @@ mod gather;
 mod plain;
 
 use super::backing::{Backing, TierPlan, exists, make_private_dir, remove_engine_files, remove_tree, rename_durably};
+use super::clone::{self, CloneNote};
 use super::mounts::Mounts;
 use super::protect;
 use super::watch::Watch;
@@ -20,9 +21,10 @@ use crate::error::{Error, Result};
 use crate::ondisk::identity::Phase;
 use crate::tier::identity::{VolumeIdentity, begin_run, mark_stopped, set_phase, verify_all};
 use crate::units::TierId;
-use crate::volume::{Options, Volume};
+use crate::volume::{Options, SourceSnapshot, Volume};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// In the origin tier while a release is under way.
@@ -93,7 +95,7 @@ fn identify(backing: &Backing, directory: &Path) -> Result<VolumeIdentity> {
     let Some(first) = backing.places[0].identity()? else { return verify_all(&backing.places) };
     match first.phase {
         Phase::Ready => return verify_all(&backing.places),
-        Phase::AdoptBuild | Phase::AdoptMove => verify_all(&backing.places)?.require_ready()?,
+        Phase::AdoptBuild | Phase::AdoptMove | Phase::CloneBuild => verify_all(&backing.places)?.require_ready()?,
         Phase::ReleaseBuild | Phase::ReleaseSwap | Phase::ReleaseRemove => {}
     }
     if Path::new(&first.directory) != directory {
@@ -164,7 +166,13 @@ fn prepare(plan: &ReleasePlan, backing: &Backing, id: &mut VolumeIdentity, watch
     let (origin, directory) = (id.origin, id.directory.clone());
     *id = begin_run(&backing.places)?;
     watch.step("open")?;
-    let (volume, _) = Volume::open(backing.engine_tiers(), plan.options.clone())?;
+    let source = clone::source_of(backing.places[0].device.as_ref(), None)?.map(Arc::new);
+    let reads = source.clone().map(|source| source as Arc<dyn SourceSnapshot>);
+    let (volume, _) = Volume::open_with(backing.engine_tiers(), plan.options.clone(), reads)?;
+    if let Some(source) = source.as_ref().filter(|_| volume.bytes_in_repository() > 0) {
+        // Before anything is moved.
+        source.open()?;
+    }
     // Snapshots in the making end here: what is kept for them goes with the volume.
     volume.pending_marks().iter().for_each(|mark| volume.release_mark(mark));
     gather::all(backing, origin, id.volume, &volume, watch)?;
@@ -172,6 +180,14 @@ fn prepare(plan: &ReleasePlan, backing: &Backing, id: &mut VolumeIdentity, watch
     volume.shut_down()?;
     drop(volume);
     backing.sync_all()?;
+    if let Some(source) = source {
+        watch.step("let the snapshot go")?;
+        if let Err(error) = source.let_go() {
+            // Nothing needs it any more; the volume must not stay for that.
+            tracing::warn!("the ref {} stays in the repository: {error}", source.note().reference);
+        }
+        CloneNote::remove(backing.places[0].device.as_ref())?;
+    }
     watch.step("stopped")?;
     mark_stopped(&backing.places, id)?;
     (id.origin, id.directory) = (origin, directory);

@@ -3,18 +3,17 @@
 //! Names are made first, one after the other, in the order of paths; bytes follow in several streams. Attributes come after the bytes, those of
 //! directories last of all, since filling them changes their times. Everything is durable when [`restore`] returns.
 
-use super::attributes::Attributes;
+mod in_place;
+
+pub use in_place::{InPlacePlan, InPlaceReport, restore_in_place};
+
+use super::plant::{Planted, Planter, safe};
 use super::snapshot::Tally;
 use super::streams;
 use crate::error::{Error, Result};
-use crate::repository::{Entry, EntryKind, Snapshot};
-use crate::units::FileId;
-use nix::sys::stat::{Mode, SFlag, mknod};
-use std::collections::HashMap;
-use std::ffi::OsStr;
+use crate::repository::{EntryKind, Snapshot};
 use std::fs::{self, File};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 
 /// What to restore, and where.
@@ -38,12 +37,6 @@ pub struct RestoreReport {
     pub bytes: u64,
 }
 
-struct FileTask {
-    file: FileId,
-    path: PathBuf,
-    attributes: Attributes,
-}
-
 /// Errors: `NotFound` for a path that the snapshot does not have, `Busy` for a directory that is not empty, `Corrupt` with object and
 /// offset for what the repository cannot give back (I8). A failed restore leaves what it has made.
 pub fn restore(snapshot: &Snapshot<'_>, plan: &RestorePlan, tally: &Tally) -> Result<RestoreReport> {
@@ -51,45 +44,33 @@ pub fn restore(snapshot: &Snapshot<'_>, plan: &RestorePlan, tally: &Tally) -> Re
     let top = snapshot.lookup(&plan.only)?.ok_or_else(|| Error::NotFound(format!("{}: no such path", wanted())))?;
     make_empty(&plan.into)?;
     let mut report = RestoreReport { into: plan.into.clone(), names: 1, ..RestoreReport::default() };
-    let mut maker = Maker { links: HashMap::new(), tasks: Vec::new(), directories: Vec::new() };
+    let mut planter = Planter::default();
     if top.kind == EntryKind::Directory {
-        maker.directories.push((plan.into.clone(), attributes(&top)?));
+        planter.adopt_directory(&plan.into, &top)?;
         let mut walk = snapshot.walk(&plan.only)?;
         while let Some((path, entry)) = walk.next()? {
             let below = path.strip_prefix(plan.only.as_slice()).unwrap_or(&path);
             let below = below.strip_prefix(b"/").unwrap_or(below);
-            maker.make(&plan.into.join(safe(below)?), &entry)?;
+            planter.make(&plan.into.join(safe(below)?), &entry)?;
             report.names += 1;
         }
     } else {
         let name = plan.only.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        maker.make(&plan.into.join(safe(name)?), &top)?;
+        planter.make(&plan.into.join(safe(name)?), &top)?;
     }
-    report.files = maker.tasks.len() as u64;
-    for task in &maker.tasks {
+    report.files = planter.files.len() as u64;
+    for task in &planter.files {
         report.bytes += snapshot.file(task.file)?.size();
     }
     tally.expect(report.bytes);
-    streams::run(std::mem::take(&mut maker.tasks), plan.streams, |task, buf| {
+    streams::run(std::mem::take(&mut planter.files), plan.streams, |task, buf| {
         fill_file(snapshot, task, buf, tally).and_then(|()| task.attributes.apply(&task.path))
     })?;
-    for (path, attributes) in maker.directories.iter().rev() {
-        attributes.apply(path)?;
-    }
+    planter.finish_directories()?;
     let io = |error| Error::io("sync the filesystem of", plan.into.display().to_string(), error);
     let directory = File::open(&plan.into).map_err(io)?;
     nix::unistd::syncfs(&directory).map_err(|errno| io(errno.into()))?;
     Ok(report)
-}
-
-/// What a snapshot says is a path must not lead out of the directory.
-fn safe(path: &[u8]) -> Result<&Path> {
-    let path = Path::new(OsStr::from_bytes(path));
-    let inside = path.components().all(|component| matches!(component, std::path::Component::Normal(_)));
-    if inside {
-        return Ok(path);
-    }
-    Err(Error::Invalid(format!("the snapshot names {}, which leads out of the directory", path.display())))
 }
 
 fn make_empty(into: &Path) -> Result<()> {
@@ -109,60 +90,8 @@ fn make_empty(into: &Path) -> Result<()> {
     }
 }
 
-fn attributes(entry: &Entry) -> Result<Attributes> {
-    let is_link = matches!(entry.kind, EntryKind::Symlink { .. });
-    Attributes::of(entry.mode, (entry.uid, entry.gid), (entry.atime, entry.mtime), is_link, &entry.xattrs)
-}
-
-/// Makes names; what has bytes becomes a task.
-struct Maker {
-    /// Where each file has its first name.
-    links: HashMap<FileId, PathBuf>,
-    tasks: Vec<FileTask>,
-    directories: Vec<(PathBuf, Attributes)>,
-}
-
-impl Maker {
-    fn make(&mut self, path: &Path, entry: &Entry) -> Result<()> {
-        let io = |action, error| Error::io(action, path.display().to_string(), error);
-        let attributes = attributes(entry)?;
-        let node = |kind: SFlag, rdev: u64| {
-            mknod(path, kind, Mode::from_bits_truncate(0o600), rdev).map_err(|errno| io("create", errno.into()))
-        };
-        match &entry.kind {
-            EntryKind::Directory => {
-                fs::DirBuilder::new().mode(0o700).create(path).map_err(|error| io("create", error))?;
-                self.directories.push((path.to_owned(), attributes));
-                return Ok(());
-            }
-            EntryKind::File { file } => {
-                if let Some(first) = self.links.get(file) {
-                    return fs::hard_link(first, path).map_err(|error| io("link", error));
-                }
-                File::options()
-                    .write(true)
-                    .create_new(true)
-                    .mode(0o600)
-                    .open(path)
-                    .map_err(|error| io("create", error))?;
-                self.links.insert(*file, path.to_owned());
-                self.tasks.push(FileTask { file: *file, path: path.to_owned(), attributes });
-                return Ok(());
-            }
-            EntryKind::Symlink { target } => {
-                std::os::unix::fs::symlink(OsStr::from_bytes(target), path).map_err(|error| io("create", error))?;
-            }
-            EntryKind::CharDevice { rdev } => node(SFlag::S_IFCHR, *rdev)?,
-            EntryKind::BlockDevice { rdev } => node(SFlag::S_IFBLK, *rdev)?,
-            EntryKind::Fifo => node(SFlag::S_IFIFO, 0)?,
-            EntryKind::Socket => node(SFlag::S_IFSOCK, 0)?,
-        }
-        attributes.apply(path)
-    }
-}
-
 /// Holes stay holes.
-fn fill_file(snapshot: &Snapshot<'_>, task: &FileTask, buf: &mut [u8], tally: &Tally) -> Result<()> {
+fn fill_file(snapshot: &Snapshot<'_>, task: &Planted, buf: &mut [u8], tally: &Tally) -> Result<()> {
     let io = |action, error| Error::io(action, task.path.display().to_string(), error);
     let content = snapshot.file(task.file)?;
     let to = File::options().write(true).open(&task.path).map_err(|error| io("open", error))?;

@@ -66,16 +66,19 @@ pub enum Phase {
     ReleaseSwap,
     /// It has; what heatfs kept is being removed.
     ReleaseRemove,
+    /// The volume is being made of a snapshot: may be undone, and starts anew when it is run again.
+    CloneBuild,
 }
 
 impl Phase {
-    const ALL: [Phase; 6] = [
+    const ALL: [Phase; 7] = [
         Phase::AdoptBuild,
         Phase::AdoptMove,
         Phase::Ready,
         Phase::ReleaseBuild,
         Phase::ReleaseSwap,
         Phase::ReleaseRemove,
+        Phase::CloneBuild,
     ];
 
     fn to_byte(self) -> u8 {
@@ -86,6 +89,7 @@ impl Phase {
             Phase::ReleaseBuild => 4,
             Phase::ReleaseSwap => 5,
             Phase::ReleaseRemove => 6,
+            Phase::CloneBuild => 7,
         }
     }
 }

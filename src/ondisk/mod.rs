@@ -10,6 +10,7 @@ pub mod kept;
 pub mod mark;
 pub mod note;
 pub mod rows;
+pub mod sourced;
 pub mod staged;
 pub mod summary;
 

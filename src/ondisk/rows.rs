@@ -2,7 +2,7 @@
 //!
 //! `files` table, key file id: 32 bytes: version u8 = 1, flags u8 (1: mtime set, 2: ctime set, 4: log file), 6 zero bytes, size u64, mtime i64, ctime i64.
 //! `map` table, key (file id, chunk): [`MAP_CHUNK_BLOCKS`] bytes, one per block: low four bits where the block lives, high four
-//! bits where a clean copy lies (0 none, 1..=14 tier + 1, low 15: promised, no image yet).
+//! bits where a clean copy lies (0 none, 1..=14 tier + 1, low 15: promised, no image yet; 0xf0: in the repository, see `ondisk::sourced`).
 //! `meta` table, key text: see `volume::state`.
 
 use super::bytes::{Malformed, Reader, put};

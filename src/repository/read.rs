@@ -129,6 +129,88 @@ impl<'s> FileContent<'s> {
         Ok(total)
     }
 
+    /// Calls for each run of pages, within the slot that `offset` lies in, whose bytes are not those of `local`, which begins at `offset` and does not leave the
+    /// slot: with their offset and the right bytes. Bytes that have the names of those stored are not read.
+    pub fn differences(&self, offset: u64, local: &[u8], call: &mut dyn FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        let leaf = self.leaf(offset / LEAF_BYTES)?;
+        let hole = Slot::HOLE;
+        let content = leaf.slots.get(&slot_number(offset)).unwrap_or(&hole);
+        if offset.is_multiple_of(SLOT_BYTES) && self.is_stored(content, local) {
+            return Ok(());
+        }
+        let mut right = vec![0; local.len()];
+        let filled = self.read(offset, &mut right)?;
+        right.truncate(filled);
+        let page = usize::try_from(self.state.page_bytes).unwrap_or(usize::MAX).max(1);
+        let (mut at, mut open): (usize, Option<usize>) = (0, None);
+        while at < right.len() {
+            // Pages of the file, also when this begins within one.
+            let skew = usize::try_from(offset % self.state.page_bytes as u64).unwrap_or(0);
+            let stop = ((at + skew) / page * page + page - skew).min(right.len());
+            let same = local.get(at..stop) == right.get(at..stop);
+            match (same, open) {
+                (false, None) => open = Some(at),
+                (true, Some(from)) => {
+                    call(offset + from as u64, &right[from..at])?;
+                    open = None;
+                }
+                _ => {}
+            }
+            at = stop;
+        }
+        open.map_or(Ok(()), |from| call(offset + from as u64, &right[from..]))
+    }
+
+    /// Does a slot hold these bytes, as far as names can tell? False also where they cannot.
+    fn is_stored(&self, slot: &Slot, local: &[u8]) -> bool {
+        let holds = |piece: &Piece, bytes: &[u8]| match piece {
+            Piece::Hole | Piece::Zero => bytes.iter().all(|byte| *byte == 0),
+            Piece::Data { object, valid } => {
+                let len = usize::try_from(object.place.len).unwrap_or(usize::MAX);
+                *valid == object.place.len
+                    && bytes.len() >= len
+                    && bytes[len..].iter().all(|byte| *byte == 0)
+                    && self.store.keys().object_id(&bytes[..len]) == object.id
+            }
+        };
+        if slot.pages.is_empty() {
+            return holds(&slot.base, local);
+        }
+        let page = usize::try_from(self.state.page_bytes).unwrap_or(usize::MAX).max(1);
+        let paged = (0u8..).zip(local.chunks(page)).all(|(number, bytes)| match slot.pages.get(&number) {
+            Some(piece) => holds(piece, bytes),
+            None => matches!(slot.base, Piece::Hole | Piece::Zero) && holds(&slot.base, bytes),
+        });
+        paged
+    }
+
+    /// Ranges of bytes outside of which there are only holes, as (start, end), ascending: in steps of leaves, and only what the nodes above leaves say. A tree
+    /// without gaps costs one node, whatever it holds.
+    pub fn data_ranges(&self) -> Result<Vec<(u64, u64)>> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        let mut waiting: Vec<(ObjectRef, u8, u64)> = Vec::new();
+        waiting.extend(self.state.root.map(|root| (root, self.state.level, 0)));
+        while let Some((object, level, start)) = waiting.pop() {
+            let end = start.saturating_add(content::span(level)).min(self.state.size);
+            let inner = if level == 0 { None } else { Some(self.store.inner(&object)?) };
+            let step = content::span(level.saturating_sub(1));
+            let wanted = end.saturating_sub(start).div_ceil(step);
+            match inner {
+                Some(inner) if (inner.children.len() as u64) < wanted => {
+                    let children = inner.children.iter().rev();
+                    waiting
+                        .extend(children.map(|(number, child)| (*child, level - 1, start + u64::from(*number) * step)));
+                }
+                _ => match ranges.last_mut() {
+                    Some(last) if last.1 == start => last.1 = end,
+                    _ if start < end => ranges.push((start, end)),
+                    _ => {}
+                },
+            }
+        }
+        Ok(ranges)
+    }
+
     /// The run of data or hole that `offset` lies in, from there on; runs of data end at borders of leaves at the latest, so ask again.
     /// None at the end of the file.
     pub fn run(&self, offset: u64) -> Result<Option<Run>> {

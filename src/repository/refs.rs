@@ -158,6 +158,9 @@ impl Repository {
 
     fn refuse_if_named(&self, id: SnapshotId) -> Result<()> {
         match self.refs()?.into_iter().find(|named| named.target == id) {
+            Some(Ref { kind: RefKind::InUse, name, note, .. }) => {
+                Err(Error::Busy(format!("snapshot {id} is in use: the ref `{name}` holds it ({note})")))
+            }
             Some(named) => {
                 Err(Error::Busy(format!("snapshot {id} is held by the ref `{}`: drop that first", named.name)))
             }

@@ -141,19 +141,18 @@ impl Place {
     }
 }
 
-/// Makes empty paths the tiers of a new volume in phase `AdoptBuild`. Nothing is written unless all are empty.
-pub fn initialise(places: &[Place], volume: Uuid, directory: &str, origin: TierId) -> Result<VolumeIdentity> {
+/// Makes empty paths the tiers of a new volume in its first phase. Nothing is written unless all are empty.
+pub fn initialise(
+    places: &[Place],
+    volume: Uuid,
+    directory: &str,
+    origin: TierId,
+    phase: Phase,
+) -> Result<VolumeIdentity> {
     for place in places {
         place.require_empty()?;
     }
-    let id = VolumeIdentity {
-        volume,
-        incarnation: 0,
-        phase: Phase::AdoptBuild,
-        clean: true,
-        origin,
-        directory: directory.to_owned(),
-    };
+    let id = VolumeIdentity { volume, incarnation: 0, phase, clean: true, origin, directory: directory.to_owned() };
     // Tier 0 first: its phase tells a later try that the others may be half made.
     for index in 0..places.len() {
         write_tier(places, index, &id, id.incarnation, Run::Stopped)?;
@@ -327,6 +326,10 @@ impl VolumeIdentity {
         let unfinished = match self.phase {
             Phase::Ready => return Ok(()),
             Phase::AdoptBuild | Phase::AdoptMove => "adopt",
+            Phase::CloneBuild => {
+                let directory = &self.directory;
+                return Err(Error::Busy(format!("`heatfs clone` to {directory} was interrupted: run it again")));
+            }
             Phase::ReleaseBuild | Phase::ReleaseSwap | Phase::ReleaseRemove => "release",
         };
         Err(Error::Busy(format!(

@@ -1,6 +1,5 @@
 //! Reading a mark: files, bytes and changes as of its moment. For captures: no heat, no caches disturbed, any number of threads.
 
-use super::blockmap::Home;
 use super::file::Inner;
 use super::io::{Piece, PlannedPiece};
 use super::marks::Mark;
@@ -94,6 +93,8 @@ impl Volume {
                     Piece::Zeros => out.fill(0),
                     Piece::Log(position) => self.log.read(position, out)?,
                     Piece::Base(tier) => self.read_base(file.id(), tier, piece.start, out)?,
+                    // It never changes there: as of the plan it was the base.
+                    Piece::Repository => self.read_stored(&file, piece.start, out)?,
                     Piece::Staged(address) => self.staging.read(address, out)?,
                 }
             }
@@ -187,7 +188,7 @@ impl Volume {
         }
         open.into_iter().any(|(start, end)| {
             let logged = inner.overlay.range(start, end).any(|extent| matches!(extent.source, Source::Log(_)));
-            let image = matches!(inner.map.get(self.block_of(start)).home, Home::Tier(_));
+            let image = inner.map.get(self.block_of(start)).home.has_bytes();
             logged || (image && !inner.overlay.gaps(start, end).is_empty())
         })
     }

@@ -1,12 +1,17 @@
 //! The block map of one file: one byte per block, in chunks of 512 that exist only where something is.
 //!
 //! 16 MiB of RAM per TiB at 64 KiB blocks. The low four bits say where the block's image is, the high four where a clean copy lies.
+//!
+//! In a volume that was made of a snapshot a file also has ranges of blocks whose bytes are in the repository. A chunk that does not exist is in the
+//! repository as far as a range reaches, so that a whole file there costs a few bytes; a chunk that does is right about each of its blocks.
 
 use crate::ondisk::rows::MAP_CHUNK_BLOCKS;
 use crate::units::{BlockNo, TierId};
 use std::collections::BTreeSet;
 
 const PROMISED: u8 = 15;
+/// No image on any tier, and a copy on a tier that cannot be: a volume has at most 14.
+const REPOSITORY: u8 = 0xf0;
 
 /// Where a block's current image is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,6 +21,15 @@ pub enum Home {
     /// No image yet, but its space is promised (I10).
     Promised,
     Tier(TierId),
+    /// In the snapshot that the volume was made of; space for its image is promised.
+    Repository,
+}
+
+impl Home {
+    /// Are there bytes of it, wherever?
+    pub fn has_bytes(self) -> bool {
+        matches!(self, Home::Tier(_) | Home::Repository)
+    }
 }
 
 /// A block's entry in the map.
@@ -28,6 +42,7 @@ pub struct Place {
 
 impl Place {
     pub const HOLE: Place = Place { home: Home::Hole, copy: None };
+    pub const REPOSITORY: Place = Place { home: Home::Repository, copy: None };
 
     pub fn on(tier: TierId) -> Place {
         Place { home: Home::Tier(tier), copy: None }
@@ -41,7 +56,7 @@ impl Place {
     pub fn tier(self) -> Option<TierId> {
         match self.home {
             Home::Tier(tier) => Some(tier),
-            Home::Hole | Home::Promised => None,
+            Home::Hole | Home::Promised | Home::Repository => None,
         }
     }
 
@@ -50,11 +65,15 @@ impl Place {
             Home::Hole => 0,
             Home::Promised => PROMISED,
             Home::Tier(tier) => tier.0 + 1,
+            Home::Repository => return REPOSITORY,
         };
         low | self.copy.map_or(0, |tier| tier.0 + 1) << 4
     }
 
     pub fn from_byte(byte: u8) -> Place {
+        if byte == REPOSITORY {
+            return Place::REPOSITORY;
+        }
         let home = match byte & 15 {
             0 => Home::Hole,
             PROMISED => Home::Promised,
@@ -67,39 +86,108 @@ impl Place {
 
 type Chunk = Box<[u8; MAP_CHUNK_BLOCKS]>;
 
+/// How many blocks of a map are what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    pub images: u64,
+    pub promised: u64,
+    pub stored: u64,
+}
+
 #[derive(Default)]
 pub struct BlockMap {
     chunks: Vec<Option<Chunk>>,
     /// Chunks changed since the last checkpoint began.
     dirty: BTreeSet<u32>,
+    /// Blocks, as (first, one past the last), that are in the repository where there is no chunk; ascending.
+    stored: Vec<(u64, u64)>,
 }
 
+const CHUNK: u64 = MAP_CHUNK_BLOCKS as u64;
+
 fn split(block: BlockNo) -> (usize, usize) {
-    let blocks = MAP_CHUNK_BLOCKS as u64;
-    (usize::try_from(block.0 / blocks).unwrap_or(usize::MAX), usize::try_from(block.0 % blocks).unwrap_or(0))
+    (usize::try_from(block.0 / CHUNK).unwrap_or(usize::MAX), usize::try_from(block.0 % CHUNK).unwrap_or(0))
+}
+
+/// The parts of `ranges` that lie within `first..end`.
+pub(super) fn within(ranges: &[(u64, u64)], first: u64, end: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let from = ranges.partition_point(|range| range.1 <= first);
+    ranges
+        .iter()
+        .skip(from)
+        .take_while(move |range| range.0 < end)
+        .map(move |range| (range.0.max(first), range.1.min(end)))
 }
 
 impl BlockMap {
+    /// Blocks that are in the repository, as (first, one past the last), ascending. For a map without chunks.
+    pub fn set_stored(&mut self, ranges: Vec<(u64, u64)>) {
+        self.stored = ranges;
+    }
+
+    /// What a block is where there is no chunk.
+    fn default_of(&self, block: BlockNo) -> Place {
+        match within(&self.stored, block.0, block.0 + 1).next() {
+            Some(_) => Place::REPOSITORY,
+            None => Place::HOLE,
+        }
+    }
+
     pub fn get(&self, block: BlockNo) -> Place {
         let (chunk, at) = split(block);
         let byte = self.chunks.get(chunk).and_then(Option::as_ref).and_then(|chunk| chunk.get(at));
-        byte.map_or(Place::HOLE, |&byte| Place::from_byte(byte))
+        byte.map_or_else(|| self.default_of(block), |&byte| Place::from_byte(byte))
     }
 
     pub fn set(&mut self, block: BlockNo, place: Place) {
         let (chunk, at) = split(block);
-        if chunk >= self.chunks.len() {
-            if place == Place::HOLE {
+        if self.chunks.get(chunk).is_none_or(Option::is_none) {
+            if place == self.default_of(block) {
                 return;
             }
-            self.chunks.resize_with(chunk + 1, || None);
+            let filled = self.default_chunk(chunk as u64);
+            if chunk >= self.chunks.len() {
+                self.chunks.resize_with(chunk + 1, || None);
+            }
+            if let Some(slot) = self.chunks.get_mut(chunk) {
+                *slot = Some(filled);
+            }
         }
-        let Some(slot) = self.chunks.get_mut(chunk) else { return };
-        let entry = slot.get_or_insert_with(|| Box::new([0; MAP_CHUNK_BLOCKS]));
+        let Some(Some(entry)) = self.chunks.get_mut(chunk) else { return };
         if let Some(byte) = entry.get_mut(at) {
             *byte = place.to_byte();
         }
         self.dirty.extend(u32::try_from(chunk));
+    }
+
+    /// What a chunk is that does not exist.
+    fn default_chunk(&self, chunk: u64) -> Chunk {
+        let mut filled = Box::new([0; MAP_CHUNK_BLOCKS]);
+        for (first, end) in within(&self.stored, chunk * CHUNK, (chunk + 1) * CHUNK) {
+            let (from, to) =
+                (split(BlockNo(first)).1, usize::try_from(end - chunk * CHUNK).unwrap_or(MAP_CHUNK_BLOCKS));
+            filled.get_mut(from..to).unwrap_or_default().fill(REPOSITORY);
+        }
+        filled
+    }
+
+    /// How many blocks are what; chunks that do not exist cost nothing.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for byte in self.chunks.iter().flatten().flat_map(|chunk| chunk.iter()).filter(|byte| **byte != 0) {
+            match Place::from_byte(*byte).home {
+                Home::Tier(_) => counts.images += 1,
+                Home::Promised => counts.promised += 1,
+                Home::Repository => counts.stored += 1,
+                Home::Hole => {}
+            }
+        }
+        let absent = |chunk: &u64| self.chunks.get(*chunk as usize).is_none_or(Option::is_none);
+        for &(first, end) in &self.stored {
+            let chunks = (first / CHUNK..end.div_ceil(CHUNK)).filter(absent);
+            counts.stored += chunks.map(|chunk| end.min((chunk + 1) * CHUNK) - first.max(chunk * CHUNK)).sum::<u64>();
+        }
+        counts
     }
 
     /// Loads a chunk from durable state.
@@ -115,35 +203,29 @@ impl BlockMap {
 
     /// One past the last block that may have an entry.
     pub fn end(&self) -> BlockNo {
-        BlockNo((self.chunks.len() * MAP_CHUNK_BLOCKS) as u64)
+        let stored = self.stored.last().map_or(0, |range| range.1);
+        BlockNo((self.chunks.len() as u64 * CHUNK).max(stored))
     }
 
     /// Blocks with an entry, in order.
     pub fn iter(&self) -> impl Iterator<Item = (BlockNo, Place)> + '_ {
-        self.chunks.iter().enumerate().filter_map(|(index, chunk)| chunk.as_ref().map(|chunk| (index, chunk))).flat_map(
-            |(index, chunk)| {
-                chunk
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, byte)| **byte != 0)
-                    .map(move |(at, &byte)| (BlockNo((index * MAP_CHUNK_BLOCKS + at) as u64), Place::from_byte(byte)))
-            },
-        )
+        self.range(BlockNo(0), self.end())
     }
 
     /// Blocks with an entry in `first..end`, in order; gaps cost next to nothing.
     pub fn range(&self, first: BlockNo, end: BlockNo) -> impl Iterator<Item = (BlockNo, Place)> + '_ {
-        let from = split(first).0;
-        let chunks =
-            self.chunks.iter().enumerate().skip(from).filter_map(|(index, chunk)| Some((index, chunk.as_ref()?)));
-        chunks
-            .take_while(move |(index, _)| ((index * MAP_CHUNK_BLOCKS) as u64) < end.0)
-            .flat_map(|(index, chunk)| {
-                chunk
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, byte)| **byte != 0)
-                    .map(move |(at, &byte)| (BlockNo((index * MAP_CHUNK_BLOCKS + at) as u64), Place::from_byte(byte)))
+        let (from, to) = (first.0 / CHUNK, end.0.min(self.end().0).div_ceil(CHUNK));
+        (from..to.max(from))
+            .flat_map(|chunk| {
+                let there = self.chunks.get(chunk as usize).and_then(Option::as_ref);
+                let entries = there.into_iter().flat_map(move |bytes| {
+                    let blocks = (chunk * CHUNK..).map(BlockNo).zip(bytes.iter());
+                    blocks.filter(|(_, byte)| **byte != 0).map(|(block, &byte)| (block, Place::from_byte(byte)))
+                });
+                let absent = if there.is_none() { self.stored.as_slice() } else { &[] };
+                let stored = within(absent, chunk * CHUNK, (chunk + 1) * CHUNK)
+                    .flat_map(|(first, end)| (first..end).map(|block| (BlockNo(block), Place::REPOSITORY)));
+                entries.chain(stored)
             })
             .filter(move |(block, _)| *block >= first && *block < end)
     }
@@ -170,7 +252,8 @@ impl BlockMap {
 
     pub fn memory_bytes(&self) -> usize {
         let filled = self.chunks.iter().flatten().count();
-        self.chunks.capacity() * size_of::<Option<Chunk>>() + filled * MAP_CHUNK_BLOCKS
+        let stored = self.stored.capacity() * size_of::<(u64, u64)>();
+        self.chunks.capacity() * size_of::<Option<Chunk>>() + filled * MAP_CHUNK_BLOCKS + stored
     }
 }
 
@@ -201,5 +284,33 @@ mod tests {
         }
         assert_eq!(loaded.get(BlockNo(3)).copy, Some(TierId(1)));
         assert!(!loaded.is_dirty() && !map.is_dirty());
+    }
+
+    #[test]
+    fn a_file_in_the_repository_is_a_range_until_a_chunk_changes() {
+        let mut map = BlockMap::default();
+        map.set_stored(vec![(2, 1000), (5000, 5001)]);
+        assert_eq!(map.counts(), Counts { stored: 999, ..Counts::default() });
+        assert!(map.memory_bytes() < 100 && !map.is_dirty());
+        assert_eq!((map.get(BlockNo(1)), map.get(BlockNo(2))), (Place::HOLE, Place::REPOSITORY));
+        assert_eq!((map.get(BlockNo(999)), map.get(BlockNo(1000))), (Place::REPOSITORY, Place::HOLE));
+        assert_eq!((map.iter().count(), map.end()), (999, BlockNo(5001)));
+        assert_eq!(
+            map.range(BlockNo(998), BlockNo(6000)).map(|(block, _)| block.0).collect::<Vec<_>>(),
+            [998, 999, 5000]
+        );
+        map.set(BlockNo(3), Place::REPOSITORY);
+        assert!(!map.is_dirty(), "what says nothing new makes no chunk");
+        map.set(BlockNo(3), Place::HOLE);
+        map.set(BlockNo(4), Place::on(TierId(1)));
+        assert_eq!(map.counts(), Counts { images: 1, promised: 0, stored: 997 });
+        let dirty = map.take_dirty();
+        assert_eq!(dirty.len(), 1);
+        let mut loaded = BlockMap::default();
+        loaded.set_stored(vec![(2, 1000), (5000, 5001)]);
+        loaded.load_chunk(0, &dirty[0].1);
+        assert_eq!(loaded.iter().collect::<Vec<_>>(), map.iter().collect::<Vec<_>>());
+        assert_eq!(loaded.counts(), map.counts());
+        assert_eq!(loaded.get(BlockNo(3)), Place::HOLE);
     }
 }

@@ -101,6 +101,8 @@ impl Volume {
             changes.layers.extend(inner.layers.take_dirty(removed).map(|rows| (id, rows)));
             changes.pages.extend(inner.changes.take_dirty().into_iter().map(|(index, row)| (id, index, row)));
         }
+        // No flip is under way, and none goes back there once this checkpoint is durable.
+        changes.forget_sources = self.needs_repository() && self.bytes_in_repository() == 0;
         Ok(Frozen { window, gone, dirty, changes, redo_segment, wall, names_went, unneeded })
     }
 
@@ -136,6 +138,9 @@ impl Volume {
         meta.checkpoint_wall = frozen.wall;
         meta.marked.epoch = self.marks.epoch();
         meta.marked.pending = self.marks.pending_ids();
+        if frozen.changes.forget_sources {
+            meta.version = super::state::VERSION;
+        }
         if let Err(error) = self.state.commit(&meta, &frozen.changes) {
             // Whether the transaction is durable is unknown: from here on only a new mount can tell (I5).
             self.log.fail_for(&error);

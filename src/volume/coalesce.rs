@@ -1,7 +1,7 @@
 //! The coalescer: applies durable extents to the base, and takes them out of the overlay.
 //!
 //! Only bytes of durable records are applied (I2), and payloads are verified as they are read (I8). A block that stays where it
-//! is gets its covered 4 KiB runs written; a block without an image gets a full image on the fastest tier that has room. A block whose bytes
+//! is gets its covered 4 KiB runs written; a block without an image, or with one in the repository, gets a full image on the fastest tier that has room. A block whose bytes
 //! are all zeros becomes a hole by a map flip.
 
 use super::blockmap::{Home, Place};
@@ -84,6 +84,13 @@ impl Volume {
             }
             Home::Hole | Home::Promised => {
                 let image = AlignedBuf::zeroed(usize::try_from(end - start).unwrap_or(0));
+                self.write_full_image(file, block, gathered, image, sweep)
+            }
+            Home::Repository => {
+                let mut image = AlignedBuf::zeroed(usize::try_from(end - start).unwrap_or(0));
+                if gathered.pieces.iter().map(Extent::len).sum::<u64>() < end - start {
+                    self.read_stored(file, start, &mut image)?;
+                }
                 self.write_full_image(file, block, gathered, image, sweep)
             }
         }
@@ -207,7 +214,7 @@ impl Volume {
     }
 
     /// Tiers that may take a first image, best first: those with room to spare, then those with any.
-    fn tiers_for_first_image(&self, file: &File, block: BlockNo) -> Vec<TierId> {
+    pub(super) fn tiers_for_first_image(&self, file: &File, block: BlockNo) -> Vec<TierId> {
         let all: Vec<TierId> = (0..self.tiers.len()).filter_map(|tier| u8::try_from(tier).ok()).map(TierId).collect();
         let open = |tier: &TierId| !self.in_backoff(*tier) && !self.is_vacated(file.id(), block, *tier);
         let spare =
@@ -250,7 +257,7 @@ impl Volume {
         if inner.removed {
             return Outcome::Done;
         }
-        let moved = gathered.place.tier() != place.tier();
+        let moved = gathered.place.tier() != place.tier() || gathered.place.home == Home::Repository;
         if moved && inner.cuts != gathered.cuts {
             return Outcome::Later;
         }
@@ -286,10 +293,15 @@ impl Volume {
         inner.map.set(block, new);
         self.count_place(old, -1);
         self.count_place(new, 1);
-        let count_as = |home: Home| (u64::from(matches!(home, Home::Tier(_))), u64::from(home == Home::Promised));
-        let ((old_image, old_promise), (new_image, new_promise)) = (count_as(old.home), count_as(new.home));
-        inner.image_blocks = inner.image_blocks + new_image - old_image;
-        inner.promised_blocks = inner.promised_blocks + new_promise - old_promise;
+        for (place, by) in [(new, 1), (old, -1)] {
+            let counter = match place.home {
+                Home::Tier(_) => &mut inner.image_blocks,
+                Home::Promised => &mut inner.promised_blocks,
+                Home::Repository => &mut inner.stored_blocks,
+                Home::Hole => continue,
+            };
+            *counter = counter.saturating_add_signed(by);
+        }
         for tier in [old.tier(), old.copy].into_iter().flatten().filter(|&tier| !new.names(tier)) {
             self.vacate(file, block, tier);
         }
@@ -306,6 +318,10 @@ impl Volume {
         match place.home {
             Home::Tier(tier) => self.space.add(tier, Held::Image, by),
             Home::Promised => self.space.promise_again(by),
+            Home::Repository => {
+                self.space.promise_again(by);
+                self.source.add(by);
+            }
             Home::Hole => {}
         }
         if let Some(tier) = place.copy {

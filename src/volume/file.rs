@@ -14,6 +14,8 @@ const LOG_STREAK: u32 = 64;
 
 pub struct File {
     id: FileId,
+    /// Its id in the snapshot that the volume was made of, if it was there.
+    source: Option<FileId>,
     inner: RwLock<Inner>,
     last_lsn: AtomicU64,
     /// In the list of files that the next checkpoint has to look at.
@@ -36,9 +38,11 @@ pub(super) struct Inner {
     /// What it was at pending marks.
     pub layers: Layers,
     pub changes: ChangeMap,
-    /// Blocks whose home is a tier, and blocks that are promised.
+    /// Blocks whose home is a tier, and blocks that are promised and nowhere.
     pub image_blocks: u64,
     pub promised_blocks: u64,
+    /// Blocks that are in the repository.
+    pub stored_blocks: u64,
     /// fallocate promised blocks, perhaps past the end.
     pub allocated: bool,
     /// Goes up whenever bytes are cut away (truncate, punch): a coalescer that gathered bytes before must not flip them in after.
@@ -49,9 +53,10 @@ pub(super) struct Inner {
 }
 
 impl File {
-    pub(super) fn new(id: FileId, inner: Inner, let_die: bool) -> File {
+    pub(super) fn new(id: FileId, source: Option<FileId>, inner: Inner, let_die: bool) -> File {
         File {
             id,
+            source,
             inner: RwLock::new(inner),
             last_lsn: AtomicU64::new(0),
             listed_dirty: AtomicBool::new(false),
@@ -65,6 +70,10 @@ impl File {
 
     pub fn id(&self) -> FileId {
         self.id
+    }
+
+    pub(super) fn source(&self) -> Option<FileId> {
+        self.source
     }
 
     pub fn size_bytes(&self) -> u64 {
@@ -134,14 +143,9 @@ impl Inner {
 
     /// Counts blocks after a map was loaded.
     pub fn recount(&mut self) {
-        (self.image_blocks, self.promised_blocks) = (0, 0);
-        for (_, place) in self.map.iter() {
-            match place.home {
-                Home::Tier(_) => self.image_blocks += 1,
-                Home::Promised => self.promised_blocks += 1,
-                Home::Hole => {}
-            }
-        }
+        let counts = self.map.counts();
+        (self.image_blocks, self.promised_blocks) = (counts.images, counts.promised);
+        self.stored_blocks = counts.stored;
     }
 
     pub fn touch(&mut self, now: WallNs) {

@@ -68,6 +68,7 @@ impl Volume {
             payload_cache_bytes: self.log.payload_cache_bytes(),
             image_memory_bytes: self.claims.image_bytes(),
             promised_bytes: self.space.promised_blocks() * self.block_bytes(),
+            in_repository_bytes: self.bytes_in_repository(),
             change_memory_bytes: change_memory,
             marks,
         }
@@ -138,7 +139,16 @@ impl Volume {
             |what: String| findings.push(Finding { severity: Severity::Damage, file: Some(file.id()), what });
         let mut buf = vec![0; usize::try_from(self.block_bytes()).unwrap_or(0)];
         for (block, place) in places {
-            let Home::Tier(tier) = place.home else { continue };
+            let tier = match place.home {
+                Home::Tier(tier) => tier,
+                Home::Repository if deep && self.source.is_open() => {
+                    if let Err(error) = self.read_stored(file, self.block_start(block), &mut buf) {
+                        damage(format!("block {block}: {error}"));
+                    }
+                    continue;
+                }
+                Home::Hole | Home::Promised | Home::Repository => continue,
+            };
             if tier.index() >= self.tiers.len() {
                 damage(format!("block {block} is said to be on tier {tier}, which does not exist"));
                 continue;

@@ -39,6 +39,7 @@ pub(super) struct Patience {
 pub(super) enum Piece {
     Log(u64),
     Base(TierId),
+    Repository,
     Zeros,
     /// Saved for a mark.
     Staged(u64),
@@ -133,8 +134,10 @@ impl Volume {
     pub(super) fn promise_holes(&self, inner: &mut Inner, start: u64, end: u64) -> Result<Vec<BlockNo>> {
         let (first, last) = (self.block_of(start), self.block_of(end - 1));
         // A range that cannot fit whatever is in it is refused before its blocks are listed.
-        let held =
-            inner.image_blocks + inner.promised_blocks + u64::try_from(self.space.unpromised_blocks()).unwrap_or(0);
+        let held = inner.image_blocks
+            + inner.promised_blocks
+            + inner.stored_blocks
+            + u64::try_from(self.space.unpromised_blocks()).unwrap_or(0);
         if last.0 - first.0 > held {
             return Err(Error::NoSpace);
         }
@@ -211,11 +214,15 @@ impl Volume {
     }
 
     /// Fills `buf` from `offset` and returns how many bytes there are before the end of the file (the rest of `buf` is untouched).
-    /// With `Wait::Never` answers `WouldWait` when a slow tier would have to be read.
+    /// With `Wait::Never` answers `WouldWait` when a slow tier or the repository would have to be read.
     pub fn read(&self, file: &Arc<File>, offset: u64, buf: &mut [u8], wait: Wait) -> Result<usize> {
         let reading = self.readers.enter();
         let (len, pieces) = self.plan_read(file, offset, buf.len());
-        let slow = |piece: &PlannedPiece| matches!(piece.piece, Piece::Base(tier) if tier != TierId::FASTEST);
+        let slow = |piece: &PlannedPiece| match piece.piece {
+            Piece::Base(tier) => tier != TierId::FASTEST,
+            Piece::Repository => true,
+            Piece::Log(_) | Piece::Zeros | Piece::Staged(_) => false,
+        };
         if wait == Wait::Never && pieces.iter().any(slow) {
             return Err(Error::WouldWait);
         }
@@ -227,6 +234,7 @@ impl Volume {
                 Piece::Zeros => out.fill(0),
                 Piece::Log(position) => self.log.read(position, out)?,
                 Piece::Base(tier) => self.read_base_observed(file, tier, piece.start, out)?,
+                Piece::Repository => self.read_stored_observed(file, piece.start, out)?,
                 Piece::Staged(address) => self.staging.read(address, out)?,
             }
         }
@@ -270,11 +278,13 @@ impl Volume {
         while at < end {
             let block = self.block_of(at);
             let stop = (self.block_start(block) + self.block_bytes()).min(end);
-            let piece = inner.map.get(block).tier().map_or(Piece::Zeros, Piece::Base);
+            let piece = match inner.map.get(block).home {
+                Home::Tier(tier) => Piece::Base(tier),
+                Home::Repository => Piece::Repository,
+                Home::Hole | Home::Promised => Piece::Zeros,
+            };
             match (pieces.last_mut(), &piece) {
-                (Some(last), Piece::Base(tier))
-                    if last.end == at && matches!(last.piece, Piece::Base(t) if t == *tier) =>
-                {
+                (Some(last), Piece::Base(_) | Piece::Repository) if last.end == at && last.piece == piece => {
                     last.end = stop;
                 }
                 _ => pieces.push(PlannedPiece { start: at, end: stop, piece }),

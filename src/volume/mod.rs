@@ -5,7 +5,8 @@
 //! the base and takes them out of the overlay ([`coalesce`]); the mover copies base images between tiers ([`relocate`]); a checkpoint makes base,
 //! map and sizes durable, and only then frees old images and log segments ([`checkpoint`]). Opening replays the log ([`open`]).
 //! A snapshot's moment is a mark in the log ([`marks`]); what it needs is kept before it changes ([`preserve`]), read from
-//! there ([`asof`]), and found again by the next mount ([`resume`]).
+//! there ([`asof`]), and found again by the next mount ([`resume`]). A volume that was made of a snapshot has blocks in a repository, and brings
+//! them to its tiers ([`source`]).
 //!
 //! # Locks, in the order in which they are taken
 //! 1. `checkpointing`: one checkpoint at a time.
@@ -15,7 +16,7 @@
 //! 4. `appends`, read-held around 5 by whoever logs a record.
 //! 5. a file's own lock (`File`): size, overlay, map. Held for memory operations and for the append of a record (so that log order is the order
 //!    of the file's changes), never across device I/O.
-//! 6. leaves: the log's state, `window`, `vacated`, `touched`, the table of files, pending marks and the files that have layers, staging's table.
+//! 6. leaves: what was read of the repository lately, the log's state, `window`, `vacated`, `touched`, the table of files, pending marks and the files that have layers, staging's table.
 //!
 //! One mark ends at a time (`ending`, after 2 and before 4); one batch is staged at a time (`writing`, after 2, held across I/O, no other lock within).
 //!
@@ -45,6 +46,7 @@ mod readers;
 mod relocate;
 mod resize;
 mod resume;
+mod source;
 mod space;
 mod staging;
 mod state;
@@ -60,17 +62,20 @@ pub use marks::{MARKS_MAX, Mark, MarkListener};
 pub use open::{Recovery, Run};
 pub use readers::{Readers, Reading};
 pub use resize::Seek;
+pub use source::{ClonedFile, Hydrated, Lineage, SourceSnapshot};
 pub use state::Meta;
 pub use status::{Activity, Counters, LogLoad, LogStatus, MarkStatus, TierStatus, VolumeStatus};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::log::{Geometry, Log};
+use crate::ondisk::sourced::SourceRow;
 use crate::tier::objects::Objects;
 use crate::units::{BlockNo, FileId, TierId, WallNs};
 use claims::Claim;
 use overlay::{Extent, Ledger};
 use parking_lot::{Condvar, Mutex, RwLock};
+use state::StoredFile;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -210,6 +215,7 @@ pub struct Volume {
     readers: readers::Readers,
     marks: marks::Marks,
     staging: staging::Staging,
+    source: source::Source,
     counters: status::Live,
     /// Troubles that do not stop the volume, by subject, with the time they began.
     degraded: Mutex<BTreeMap<String, (WallNs, String)>>,
@@ -403,9 +409,14 @@ impl Volume {
     fn load_file(&self, id: FileId) -> Result<Arc<File>> {
         let mut inner = file::Inner::default();
         let mut log_file = false;
-        if let Some((row, chunks)) = self.state.file(id)? {
+        let mut source = None;
+        if let Some(StoredFile { row, chunks, source: sourced }) = self.state.file(id)? {
             (inner.size_bytes, inner.mtime, inner.ctime, log_file) =
                 (row.size_bytes, row.mtime, row.ctime, row.log_file);
+            if let Some(SourceRow { file, ranges }) = sourced {
+                inner.map.set_stored(ranges);
+                source = Some(file);
+            }
             for (index, bytes) in chunks {
                 inner.map.load_chunk(index, &bytes);
             }
@@ -415,7 +426,7 @@ impl Volume {
             inner.recount();
             inner.allocated = inner.promised_blocks > 0;
         }
-        Ok(Arc::new(File::new(id, inner, log_file)))
+        Ok(Arc::new(File::new(id, source, inner, log_file)))
     }
 
     fn list_dirty(&self, file: &File) {

@@ -6,9 +6,10 @@
 use super::blockmap::{BlockMap, Home, Place};
 use super::overlay::{Extent, Source};
 use super::resize::Promises;
+use super::source::{Source as StoredIn, SourceSnapshot};
 use super::space::{Held, SpaceBook};
 use super::staging::Staging;
-use super::state::{Changes, Marked, Meta, State};
+use super::state::{Changes, Marked, Meta, State, StoredFile, VERSION};
 use super::{File, Options, Tier, Volume, marks, readers, status, threads};
 use crate::error::{Error, Result};
 use crate::log::{self, Geometry, Log, RedoPoint};
@@ -95,7 +96,7 @@ impl Volume {
         let geometry = Geometry { segment_bytes: options.segment_bytes, segments: options.segments };
         log::create(&fastest.device, geometry, progress)?;
         let meta = Meta {
-            version: 1,
+            version: VERSION,
             volume,
             block_bytes: options.block_bytes,
             segment_bytes: options.segment_bytes,
@@ -122,7 +123,17 @@ impl Volume {
 
     /// Opens and recovers. Serves at once; spawns no threads (see [`Volume::start_threads`]). What is fixed at creation is taken from the
     /// volume, not from `options`.
-    pub fn open(tiers: Vec<Tier>, mut options: Options) -> Result<(Arc<Volume>, Recovery)> {
+    pub fn open(tiers: Vec<Tier>, options: Options) -> Result<(Arc<Volume>, Recovery)> {
+        Volume::open_with(tiers, options, None)
+    }
+
+    /// As [`Volume::open`], of a volume that was made of `source`, from which it reads what it has not brought to its tiers. Without it those
+    /// reads fail, and nothing else does.
+    pub fn open_with(
+        tiers: Vec<Tier>,
+        mut options: Options,
+        source: Option<Arc<dyn SourceSnapshot>>,
+    ) -> Result<(Arc<Volume>, Recovery)> {
         let Some(fastest) = tiers.first() else {
             return Err(Error::Invalid("a volume has at least one tier".to_string()));
         };
@@ -160,6 +171,7 @@ impl Volume {
         let limit = geometry.size_bytes().max(space.total_bytes / STAGING_SHARE);
         let staging = Staging::new(fastest.device.clone(), meta.volume, mounts, limit);
         let mut volume = Volume::assemble(tiers, options, state, meta, log, staging);
+        volume.source = StoredIn::new(source);
         volume.after_crash = !recovery.was_clean;
         volume.count_space()?;
         let removed = volume.load_marks()?;
@@ -182,6 +194,7 @@ impl Volume {
         Volume {
             marks,
             staging,
+            source: StoredIn::default(),
             objects: tiers.iter().map(|tier| Objects::new(tier.device.clone())).collect(),
             space: SpaceBook::new(tiers.len(), u64::from(options.block_bytes)),
             counters: status::Live::new(tiers.len()),
@@ -225,6 +238,7 @@ impl Volume {
 
     /// Counts what durable state has on each tier.
     fn count_space(&self) -> Result<()> {
+        self.count_sources()?;
         self.state.for_each_chunk(&mut |_, _, bytes| {
             for &byte in bytes.iter().filter(|&&byte| byte != 0) {
                 self.count_place(Place::from_byte(byte), 1);
@@ -463,8 +477,9 @@ impl Volume {
     /// What durable state says of one file, without opening the volume, which nobody may have open.
     pub fn peek_file(fastest: &Tier, id: FileId) -> Result<Option<(FileRow, Vec<Run>)>> {
         let (state, _) = State::open(&fastest.device)?;
-        let Some((row, chunks)) = state.file(id)? else { return Ok(None) };
+        let Some(StoredFile { row, chunks, source }) = state.file(id)? else { return Ok(None) };
         let mut map = BlockMap::default();
+        map.set_stored(source.map(|source| source.ranges).unwrap_or_default());
         for (index, bytes) in chunks {
             map.load_chunk(index, &bytes);
         }
@@ -474,7 +489,7 @@ impl Volume {
     /// All files in durable state, without opening the volume, which nobody may have open.
     pub fn peek_files(fastest: &Tier) -> Result<Vec<(FileId, FileRow)>> {
         let (state, _) = State::open(&fastest.device)?;
-        let row = |id| Ok(state.file(id)?.map(|(row, _)| (id, row)));
+        let row = |id| Ok(state.file(id)?.map(|found| (id, found.row)));
         let rows: Result<Vec<_>> = state.file_ids()?.into_iter().map(row).collect();
         Ok(rows?.into_iter().flatten().collect())
     }

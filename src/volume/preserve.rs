@@ -12,7 +12,7 @@ use super::overlay::{Before, Extent};
 use super::{Claim, File, Volume};
 use crate::error::{Error, Result};
 use crate::ondisk::staged::StagedEntry;
-use crate::units::{BlockNo, FileId, TierId};
+use crate::units::{BlockNo, FileId};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -27,7 +27,7 @@ struct Wanted {
     epoch: u32,
     start: u64,
     end: u64,
-    tier: TierId,
+    home: Home,
 }
 
 /// Bytes that a layer has in a log segment which is about to go.
@@ -92,7 +92,9 @@ impl Volume {
         let block_bytes = self.block_bytes();
         let mut runs: Vec<Extent<Before>> = Vec::new();
         for (block, place) in map.range(self.block_of(start), BlockNo(end.div_ceil(block_bytes))) {
-            let Home::Tier(_) = place.home else { continue };
+            if !place.home.has_bytes() {
+                continue;
+            }
             let (from, to) = (self.block_start(block).max(start), (self.block_start(block) + block_bytes).min(end));
             match runs.last_mut() {
                 Some(run) if run.end == from => run.end = to,
@@ -123,7 +125,8 @@ impl Volume {
             match self.save_base(&wanted) {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
-                Err(error @ Error::ReadOnly { .. }) => return Err(error),
+                // Without the repository nothing can be written over what is there: the mark need not die for it.
+                Err(error @ (Error::ReadOnly { .. } | Error::Source { .. })) => return Err(error),
                 // Without a mark nobody reads the layers that are left: whoever ended it is about to take them away. With one that cannot be ended the base
                 // stays as it is.
                 Err(error) if !self.fail_oldest_mark(&Volume::why_not_saved(first.file.id(), &error)) => {
@@ -144,8 +147,9 @@ impl Volume {
             while at < end {
                 let block = self.block_of(at);
                 let stop = (self.block_start(block) + self.block_bytes()).min(end);
-                if let Home::Tier(tier) = inner.map.get(block).home {
-                    wanted.push(Wanted { file: file.clone(), epoch, start: at, end: stop, tier });
+                let home = inner.map.get(block).home;
+                if home.has_bytes() {
+                    wanted.push(Wanted { file: file.clone(), epoch, start: at, end: stop, home });
                 }
                 at = stop;
             }
@@ -159,7 +163,11 @@ impl Volume {
         let (mut entries, mut rest) = (Vec::new(), data.as_mut_slice());
         for piece in wanted {
             let (out, behind) = rest.split_at_mut(usize::try_from(piece.end - piece.start).unwrap_or(0));
-            self.read_base(piece.file.id(), piece.tier, piece.start, out)?;
+            match piece.home {
+                Home::Tier(tier) => self.read_base(piece.file.id(), tier, piece.start, out)?,
+                Home::Repository => self.read_stored(&piece.file, piece.start, out)?,
+                Home::Hole | Home::Promised => {}
+            }
             rest = behind;
             let (file, start, end) = (piece.file.id(), piece.start, piece.end);
             entries.push(StagedEntry { file, start, end, at: 0, epoch: piece.epoch, of_base: true });

@@ -13,7 +13,7 @@ use crate::units::{BlockNo, FileId, TierId};
 use std::sync::Arc;
 
 /// Largest piece of mover I/O, in bytes (R24).
-const RUN_BYTES_MAX: u64 = 256 * 1024;
+pub(super) const RUN_BYTES_MAX: u64 = 256 * 1024;
 
 impl Volume {
     /// Moves one block's base to a tier. Ok(false): refused (no image, busy, no room, a place that waits for its punch).
@@ -77,7 +77,7 @@ impl Volume {
 
     /// Bytes of a run that can be anything but zero: bytes past the file's size, now and at pending marks, are zeros to everybody,
     /// whatever an image says.
-    fn used_of(&self, file: &File, start: u64, len: u64) -> u64 {
+    pub(super) fn used_of(&self, file: &File, start: u64, len: u64) -> u64 {
         file.read().size_needed().saturating_sub(start).clamp(1, len)
     }
 
@@ -236,7 +236,7 @@ impl Volume {
                 .read()
                 .map
                 .iter()
-                .filter(|(_, place)| place.tier().is_some_and(|tier| tier != to))
+                .filter(|(_, place)| place.home.has_bytes() && place.tier() != Some(to))
                 .map(|(block, _)| block)
                 .collect();
             if away.is_empty() {
@@ -246,7 +246,12 @@ impl Volume {
                 self.checkpoint()?;
             }
             for block in away {
-                progress(self.move_run(file, block, 1, to)?);
+                progress(match file.read().map.get(block).home {
+                    Home::Repository => {
+                        self.hydrate_to(file, block, RUN_BYTES_MAX / self.block_bytes(), Some(to))?.blocks
+                    }
+                    _ => self.move_run(file, block, 1, to)?,
+                });
             }
         }
         let why = format!("file {} could not be gathered on tier `{}`: no room", file.id(), self.tier_name(to));

@@ -171,7 +171,7 @@ impl Volume {
         for (block, place) in inner.map.range(self.block_of(start), BlockNo(end.div_ceil(block_bytes))) {
             let (from, stop) = (self.block_start(block).max(start), (self.block_start(block) + block_bytes).min(end));
             match place.home {
-                Home::Tier(_) => match runs.last_mut() {
+                Home::Tier(_) | Home::Repository => match runs.last_mut() {
                     Some(run) if run.end == from => run.end = stop,
                     _ => runs.push(Extent { start: from, end: stop, source: Source::Zeros(lsn.0) }),
                 },
@@ -235,13 +235,13 @@ impl Volume {
             return true;
         }
         let zeros: u64 = inner.overlay.range(start, end).map(|extent| extent.len()).sum();
-        inner.map.get(block).tier().is_some() && zeros < end - start
+        inner.map.get(block).home.has_bytes() && zeros < end - start
     }
 
     /// Size, blocks and times as the engine knows them.
     pub fn attr(&self, file: &File) -> FileAttr {
         let inner = file.read();
-        let bytes = (inner.image_blocks + inner.promised_blocks) * self.block_bytes();
+        let bytes = (inner.image_blocks + inner.promised_blocks + inner.stored_blocks) * self.block_bytes();
         // A promise covers a whole block; a small file still uses no more than its pages, unless it asked for more.
         let bytes = if inner.allocated { bytes } else { bytes.min(inner.size_bytes.next_multiple_of(4096)) };
         FileAttr { size_bytes: inner.size_bytes, blocks_512: bytes / 512, mtime: inner.mtime, ctime: inner.ctime }

@@ -1,12 +1,14 @@
 //! Durable state: block map, file rows and the redo point in redb on the fastest tier. Changed only by a checkpoint (and at
 //! open and close), in one transaction each; never read or written on the hot path.
 
+use super::blockmap::Place;
 use super::changes::{ChangeMap, row_is_needed};
 use crate::device::{BackingFile, Device, OpenMode};
 use crate::error::{Error, Result};
 use crate::log::RedoPoint;
 use crate::ondisk::kept::KeptRow;
 use crate::ondisk::rows::{FILE_ROW_LEN, FileRow, MAP_CHUNK_BLOCKS};
+use crate::ondisk::sourced::SourceRow;
 use crate::units::{FileId, WallNs};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -25,6 +27,14 @@ const CHANGES: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("change
 
 /// See `ondisk::kept`.
 const LAYERS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("layers");
+
+/// See `ondisk::sourced`.
+const SOURCES: TableDefinition<u64, &[u8]> = TableDefinition::new("sources");
+
+/// Version of the `meta` row of a volume none of whose blocks is in a repository.
+pub const VERSION: u32 = 1;
+/// Version of the `meta` row as long as blocks may be in a repository: a program that does not know of them would read zeros.
+pub const VERSION_SOURCED: u32 = 2;
 
 /// One chunk of a block map as it is stored.
 pub type ChunkBytes = [u8; MAP_CHUNK_BLOCKS];
@@ -51,6 +61,13 @@ pub struct Meta {
     /// Absent as long as no snapshot was ever taken.
     #[serde(default, skip_serializing_if = "Marked::is_unused")]
     pub marked: Marked,
+}
+
+impl Meta {
+    /// May blocks be in the repository that the volume was made from?
+    pub fn needs_repository(&self) -> bool {
+        self.version == VERSION_SOURCED
+    }
 }
 
 /// What durable state knows of snapshots' marks.
@@ -80,8 +97,14 @@ pub struct Parent {
     pub epoch: u32,
 }
 
-/// A file's row and the chunks of its map.
-pub type StoredFile = (FileRow, Vec<(u32, ChunkBytes)>);
+/// What durable state has of a file.
+pub struct StoredFile {
+    pub row: FileRow,
+    /// Of its map.
+    pub chunks: Vec<(u32, ChunkBytes)>,
+    /// None: nothing of it is in a repository.
+    pub source: Option<SourceRow>,
+}
 
 /// Epoch and row of each layer of a file.
 pub type LayerRows = Vec<(u32, Vec<u8>)>;
@@ -99,6 +122,10 @@ pub struct Changes {
     /// All layers of a file, by epoch.
     pub layers: Vec<(FileId, LayerRows)>,
     pub gone: Vec<FileId>,
+    /// Files that are in a snapshot; only when the volume is made.
+    pub sources: Vec<(FileId, SourceRow)>,
+    /// No block is in the repository any more: the rows about it go.
+    pub forget_sources: bool,
 }
 
 pub struct State {
@@ -204,9 +231,10 @@ impl State {
         let row = row.ok_or_else(|| self.failed("the volume's row is missing"))?;
         let meta: Meta =
             serde_json::from_slice(row.value()).map_err(|e| self.failed(format!("the volume's row: {e}")))?;
-        if meta.version != 1 {
+        if ![VERSION, VERSION_SOURCED].contains(&meta.version) {
+            let (found, known) = (meta.version, VERSION_SOURCED);
             return Err(
-                self.failed(format!("version {} of the state is not known here (this is version 1)", meta.version))
+                self.failed(format!("version {found} of the state is not known here (this is version {known})"))
             );
         }
         Ok(meta)
@@ -226,16 +254,8 @@ impl State {
             let json = serde_json::to_vec(meta).map_err(|e| self.failed(e))?;
             table.insert("volume", json.as_slice()).map_err(|e| self.failed(e))?;
             let mut files = write.open_table(FILES).map_err(|e| self.failed(e))?;
-            let mut map = write.open_table(MAP).map_err(|e| self.failed(e))?;
             for (id, row) in &changes.rows {
                 files.insert(id.0, &row.encode()).map_err(|e| self.failed(e))?;
-            }
-            for (id, index, bytes) in &changes.chunks {
-                if bytes.iter().all(|&byte| byte == 0) {
-                    map.remove((id.0, *index)).map_err(|e| self.failed(e))?;
-                } else {
-                    map.insert((id.0, *index), bytes).map_err(|e| self.failed(e))?;
-                }
             }
             let mut pages = write.open_table(CHANGES).map_err(|e| self.failed(e))?;
             for (id, index, row) in &changes.pages {
@@ -253,10 +273,62 @@ impl State {
             for id in &changes.gone {
                 pages.retain_in((id.0, 0)..=(id.0, u32::MAX), |_, _| false).map_err(|e| self.failed(e))?;
                 files.remove(id.0).map_err(|e| self.failed(e))?;
-                map.retain_in((id.0, 0)..=(id.0, u32::MAX), |_, _| false).map_err(|e| self.failed(e))?;
             }
         }
+        self.write_maps(&write, changes)?;
         write.commit().map_err(|e| self.failed(e))
+    }
+
+    /// Maps, and what is in the repository where they have no rows.
+    fn write_maps(&self, write: &redb::WriteTransaction, changes: &Changes) -> Result<()> {
+        let mut map = write.open_table(MAP).map_err(|e| self.failed(e))?;
+        let mut sources = write.open_table(SOURCES).map_err(|e| self.failed(e))?;
+        for (id, row) in &changes.sources {
+            sources.insert(id.0, row.encode().as_slice()).map_err(|e| self.failed(e))?;
+        }
+        for (id, index, bytes) in &changes.chunks {
+            // Where the file is in the repository without a row, holes have to be said.
+            let is_silent =
+                bytes.iter().all(|&byte| byte == 0) && sources.get(id.0).map_err(|e| self.failed(e))?.is_none();
+            if is_silent {
+                map.remove((id.0, *index)).map_err(|e| self.failed(e))?;
+            } else {
+                map.insert((id.0, *index), bytes).map_err(|e| self.failed(e))?;
+            }
+        }
+        for id in &changes.gone {
+            map.retain_in((id.0, 0)..=(id.0, u32::MAX), |_, _| false).map_err(|e| self.failed(e))?;
+            sources.remove(id.0).map_err(|e| self.failed(e))?;
+        }
+        if changes.forget_sources {
+            // Whoever counted the blocks says that none is there any more: a row that says otherwise must not be lost with this.
+            for entry in sources.iter().map_err(|e| self.failed(e))? {
+                let (id, row) = entry.map_err(|e| self.failed(e))?;
+                let row = SourceRow::decode(row.value()).map_err(|e| self.failed(e.0))?;
+                self.check_no_source(&map, id.value(), &row)?;
+            }
+            sources.retain(|_, _| false).map_err(|e| self.failed(e))?;
+        }
+        Ok(())
+    }
+
+    fn check_no_source(
+        &self,
+        map: &impl ReadableTable<(u64, u32), &'static ChunkBytes>,
+        id: u64,
+        row: &SourceRow,
+    ) -> Result<()> {
+        let chunk = MAP_CHUNK_BLOCKS as u64;
+        for index in row.ranges.iter().flat_map(|(first, end)| first / chunk..end.div_ceil(chunk)) {
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            let bytes = map.get((id, index)).map_err(|e| self.failed(e))?;
+            let elsewhere = |bytes: &ChunkBytes| bytes.iter().all(|&byte| Place::from_byte(byte) != Place::REPOSITORY);
+            if !bytes.is_some_and(|bytes| elsewhere(bytes.value())) {
+                let file = FileId(id);
+                return Err(self.failed(format!("file {file} is in the repository still, which nothing else says")));
+            }
+        }
+        Ok(())
     }
 
     /// A file's row and map, if durable state has it.
@@ -275,7 +347,36 @@ impl State {
             let (key, value) = entry.map_err(|e| self.failed(e))?;
             chunks.push((key.value().1, *value.value()));
         }
-        Ok(Some((row, chunks)))
+        let source = match read.open_table(SOURCES) {
+            Err(redb::TableError::TableDoesNotExist(_)) => None,
+            table => {
+                let table = table.map_err(|e| self.failed(e))?;
+                let bytes = table.get(id.0).map_err(|e| self.failed(e))?;
+                bytes.map(|bytes| self.source_row(id, bytes.value())).transpose()?
+            }
+        };
+        Ok(Some(StoredFile { row, chunks, source }))
+    }
+
+    fn source_row(&self, id: FileId, bytes: &[u8]) -> Result<SourceRow> {
+        SourceRow::decode(bytes).map_err(|e| self.failed(format!("source of file {id}: {}", e.0)))
+    }
+
+    /// Every file that was in a snapshot when the volume was made of it, and is still noted to be.
+    pub fn for_each_source(&self, visit: &mut dyn FnMut(FileId, SourceRow)) -> Result<()> {
+        self.guarded(|| {
+            let read = self.db()?.begin_read().map_err(|e| self.failed(e))?;
+            let table = match read.open_table(SOURCES) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+                table => table.map_err(|e| self.failed(e))?,
+            };
+            for entry in table.iter().map_err(|e| self.failed(e))? {
+                let (id, row) = entry.map_err(|e| self.failed(e))?;
+                let id = FileId(id.value());
+                visit(id, self.source_row(id, row.value())?);
+            }
+            Ok(())
+        })
     }
 
     /// One durable transaction: the volume's row, and nothing kept of changes up to `floor`.

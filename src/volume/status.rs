@@ -23,6 +23,9 @@ pub struct VolumeStatus {
     pub image_memory_bytes: u64,
     /// Blocks promised to writers whose image is not on any tier yet, in bytes.
     pub promised_bytes: u64,
+    /// Of a volume made of a snapshot: blocks that are still in the repository, in bytes; they count as promised, too.
+    #[serde(default)]
+    pub in_repository_bytes: u64,
     /// When pages changed last: what incremental snapshots go by.
     #[serde(default)]
     pub change_memory_bytes: u64,
@@ -148,6 +151,20 @@ pub struct Counters {
     pub checkpoints: u64,
     pub checkpoint_us: u64,
     pub writer_waits: u64,
+    /// Reads of the repository that the volume was made from, by whomever; their bytes; how long readers waited for them; and those that failed.
+    #[serde(default)]
+    pub repository_reads: u64,
+    #[serde(default)]
+    pub repository_read_bytes: u64,
+    #[serde(default)]
+    pub repository_read_us: u64,
+    #[serde(default)]
+    pub repository_errors: u64,
+    /// Blocks that were brought from there to a tier ahead of anybody's need, and bytes written for it.
+    #[serde(default)]
+    pub hydrated_blocks: u64,
+    #[serde(default)]
+    pub hydrated_bytes: u64,
 }
 
 /// The counters as the engine keeps them.
@@ -166,6 +183,12 @@ pub(super) struct Live {
     pub checkpoints: AtomicU64,
     pub checkpoint_us: AtomicU64,
     pub writer_waits: AtomicU64,
+    pub repository_reads: AtomicU64,
+    pub repository_read_bytes: AtomicU64,
+    pub repository_read_us: AtomicU64,
+    pub repository_errors: AtomicU64,
+    pub hydrated_blocks: AtomicU64,
+    pub hydrated_bytes: AtomicU64,
     pub tiers: Vec<LiveTier>,
 }
 
@@ -201,6 +224,12 @@ impl Live {
             checkpoints: AtomicU64::new(0),
             checkpoint_us: AtomicU64::new(0),
             writer_waits: AtomicU64::new(0),
+            repository_reads: AtomicU64::new(0),
+            repository_read_bytes: AtomicU64::new(0),
+            repository_read_us: AtomicU64::new(0),
+            repository_errors: AtomicU64::new(0),
+            hydrated_blocks: AtomicU64::new(0),
+            hydrated_bytes: AtomicU64::new(0),
             tiers: (0..tiers).map(|_| LiveTier::default()).collect(),
         }
     }
@@ -224,6 +253,12 @@ impl Live {
             checkpoints: get(&self.checkpoints),
             checkpoint_us: get(&self.checkpoint_us),
             writer_waits: get(&self.writer_waits),
+            repository_reads: get(&self.repository_reads),
+            repository_read_bytes: get(&self.repository_read_bytes),
+            repository_read_us: get(&self.repository_read_us),
+            repository_errors: get(&self.repository_errors),
+            hydrated_blocks: get(&self.hydrated_blocks),
+            hydrated_bytes: get(&self.hydrated_bytes),
             base_reads: per_tier(|tier| &tier.reads),
             base_read_bytes: per_tier(|tier| &tier.read_bytes),
             base_read_us: per_tier(|tier| &tier.read_us),

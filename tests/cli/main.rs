@@ -4,6 +4,7 @@
 
 mod bench;
 mod cadence;
+mod clones;
 mod doctor;
 mod mounting;
 mod postgres;

@@ -9,7 +9,7 @@ use std::process::Child;
 
 /// Everything that a restore has to bring back.
 #[derive(Debug, PartialEq)]
-struct Thing {
+pub struct Thing {
     mode: u32,
     owner: (u32, u32),
     modified: (i64, i64),
@@ -17,7 +17,7 @@ struct Thing {
     content: Vec<u8>,
 }
 
-fn tree(root: &Path) -> BTreeMap<String, Thing> {
+pub fn tree(root: &Path) -> BTreeMap<String, Thing> {
     let mut things = BTreeMap::new();
     let mut todo = vec![root.to_owned()];
     while let Some(path) = todo.pop() {
@@ -45,7 +45,7 @@ fn tree(root: &Path) -> BTreeMap<String, Thing> {
     things
 }
 
-fn started() -> Option<Bench> {
+pub fn started() -> Option<Bench> {
     let mut bench = Bench::new()?;
     bench.adopt();
     bench.ok(&["repo", "init", bench.path("repo").to_str().unwrap()]);
@@ -348,4 +348,91 @@ fn what_cannot_be_is_refused_in_one_line() {
     assert!(line.contains("key"), "{line}");
     bench.ok(&["stop"]);
     assert_eq!(bench.ended(60), Some(0));
+}
+
+/// What it says that it did.
+fn restore_in_place(bench: &Bench, id: &str, into: &Path, more: &[&str]) -> serde_json::Value {
+    bench.json(&[&["restore", "--in-place", id, into.to_str().unwrap()], more].concat())
+}
+
+/// Something of everything that may differ from a snapshot.
+fn spoil(into: &Path, elsewhere: &Path) {
+    let open = |name: &str| fs::File::options().write(true).open(into.join(name)).unwrap();
+    open("base/1/table").write_all_at(&[7; 10], 1_000_000).unwrap();
+    open("sparse").write_all_at(&[7; 10], 1 << 20).unwrap();
+    open("global/pg_control").set_len(100).unwrap();
+    fs::remove_file(into.join("small")).unwrap();
+    fs::write(into.join("small"), b"hello").unwrap();
+    fs::remove_file(into.join("link")).unwrap();
+    fs::create_dir(into.join("more")).unwrap();
+    fs::write(into.join("more/standby.signal"), b"").unwrap();
+    fs::set_permissions(into.join("base"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::hard_link(into.join("base/1/table"), elsewhere).unwrap();
+}
+
+#[test]
+fn a_restore_in_place_writes_only_what_differs() {
+    let Some(mut bench) = started() else { return };
+    let data = bench.data();
+    fs::create_dir(data.join("global")).unwrap();
+    fs::write(data.join("global/pg_control"), pattern(8192)).unwrap();
+    fs::hard_link(data.join("small"), data.join("base/another name")).unwrap();
+    let sparse = fs::File::create(data.join("sparse")).unwrap();
+    sparse.write_all_at(b"far out", 6 << 20).unwrap();
+    drop(sparse);
+    let id = bench.json(&["snapshot", "create"])["id"].as_str().unwrap().to_owned();
+    let before = tree(&data);
+    bench.ok(&["stop"]);
+    assert_eq!(bench.ended(60), Some(0));
+    let into = bench.path("plain");
+    bench.ok(&["restore", &id, into.to_str().unwrap()]);
+    let nothing = restore_in_place(&bench, &id, &into, &["--delete"]);
+    for key in ["written_bytes", "changed_files", "made", "attributes", "extra"] {
+        assert_eq!(nothing[key], 0, "{key}: {nothing}");
+    }
+
+    spoil(&into, &bench.path("elsewhere"));
+    let spoilt = tree(&into);
+
+    let told = restore_in_place(&bench, &id, &into, &["--dry-run"]);
+    assert_eq!((&told["extra"], &told["extra_names"][0]), (&1.into(), &"more".into()), "{told}");
+    assert!(told["written_bytes"].as_u64().unwrap() > 0 && told["dry_run"] == true, "{told}");
+    assert_eq!(tree(&into), spoilt, "a dry run changes nothing");
+    let user = std::process::Command::new("sleep").arg("600").current_dir(&into).spawn();
+    let mut user = user.unwrap();
+    let line = complaint(&bench.heatfs(&["restore", "--in-place", &id, into.to_str().unwrap()]).output().unwrap(), 1);
+    user.kill().unwrap();
+    user.wait().unwrap();
+    assert!(line.contains("in use"), "{line}");
+    assert_eq!(tree(&into), spoilt);
+
+    // As if it had been cut off: no server starts without its control file.
+    fs::rename(into.join("global/pg_control"), into.join("global/pg_control.heatfs-restore")).unwrap();
+    let elsewhere = read(&bench.path("elsewhere"));
+    let done = restore_in_place(&bench, &id, &into, &[]);
+    // The table has a name outside and is made anew; else a page of the control file, and a slot that becomes a hole again.
+    assert_eq!(done["extra"], 1, "{done}");
+    assert!(done["written_bytes"].as_u64().unwrap() < 3_000_001 + 3 * 65_536, "{done}");
+    assert_eq!(read(&bench.path("elsewhere")), elsewhere, "what has a name elsewhere is not written to");
+    let mut after = tree(&into);
+    assert!(after.remove("more").is_some() && after.remove("more/standby.signal").is_some());
+    assert_eq!(after, before, "all but what the snapshot does not have");
+    let done = restore_in_place(&bench, &id, &into, &["--delete"]);
+    assert_eq!((&done["removed"], &done["written_bytes"]), (&true.into(), &0.into()), "{done}");
+    assert_eq!(tree(&into), before);
+
+    // One page of a file that is there: one page is written.
+    fs::File::options().write(true).open(into.join("base/1/table")).unwrap().write_all_at(&[9], 2_000_000).unwrap();
+    let done = restore_in_place(&bench, &id, &into, &[]);
+    assert_eq!((&done["written_bytes"], &done["changed_files"]), (&8192.into(), &1.into()), "{done}");
+    assert_eq!(tree(&into), before);
+    fs::remove_dir_all(into.join("global")).unwrap();
+    fs::remove_file(into.join("small")).unwrap();
+    fs::create_dir(into.join("small")).unwrap();
+    let refused = bench.heatfs(&["restore", "--in-place", &id, into.to_str().unwrap()]).output().unwrap();
+    assert!(complaint(&refused, 1).contains("--delete"));
+    restore_in_place(&bench, &id, &into, &["--delete"]);
+    assert_eq!(tree(&into), before);
+    let wrong = bench.heatfs(&["restore", &id, into.to_str().unwrap(), "--delete"]).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
 }

@@ -2,7 +2,7 @@
 
 use heatfs::device::sim::SimWorld;
 use heatfs::units::{BlockNo, FileId, TierId};
-use heatfs::volume::{Options, Tier, Volume, Wait};
+use heatfs::volume::{ClonedFile, Lineage, Options, SourceSnapshot, Tier, Volume, Wait};
 use std::sync::Arc;
 
 pub const TIERS: [&str; 3] = ["nvme", "sata", "hdd"];
@@ -33,17 +33,55 @@ pub fn tiers(world: &SimWorld) -> Vec<Tier> {
 /// One step of a workload. File indices and offsets are taken modulo what exists.
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
-    Write { file: usize, offset: u64, len: u64 },
-    Read { file: usize, offset: u64, len: u64 },
-    Truncate { file: usize, size: u64 },
-    Punch { file: usize, offset: u64, len: u64 },
-    Allocate { file: usize, offset: u64, len: u64 },
-    Sync { file: usize },
+    Write {
+        file: usize,
+        offset: u64,
+        len: u64,
+    },
+    Read {
+        file: usize,
+        offset: u64,
+        len: u64,
+    },
+    Truncate {
+        file: usize,
+        size: u64,
+    },
+    Punch {
+        file: usize,
+        offset: u64,
+        len: u64,
+    },
+    Allocate {
+        file: usize,
+        offset: u64,
+        len: u64,
+    },
+    Sync {
+        file: usize,
+    },
     Coalesce,
     Checkpoint,
-    Move { file: usize, block: u64, count: u64, to: u8 },
-    CopyDown { file: usize, block: u64, count: u64 },
-    Reopen { clean: bool },
+    Move {
+        file: usize,
+        block: u64,
+        count: u64,
+        to: u8,
+    },
+    CopyDown {
+        file: usize,
+        block: u64,
+        count: u64,
+    },
+    /// Of a volume that was made of a snapshot; of any other it does nothing.
+    Hydrate {
+        file: usize,
+        block: u64,
+        count: u64,
+    },
+    Reopen {
+        clean: bool,
+    },
 }
 
 /// A small deterministic generator (splitmix64).
@@ -68,6 +106,16 @@ impl Random {
             0 => (self.below(200_000), 1 + self.below(8000)),
             1 => (self.below(12) * BLOCK, BLOCK.min(8192)),
             _ => (self.below(24) * 8192, 8192),
+        }
+    }
+
+    /// As [`Random::op`], with blocks that are brought from a repository.
+    pub fn clone_op(&mut self, reopen: bool) -> Op {
+        match self.below(4) {
+            0 => {
+                Op::Hydrate { file: self.below(FILES as u64) as usize, block: self.below(13), count: 1 + self.below(6) }
+            }
+            _ => self.op(reopen),
         }
     }
 
@@ -135,6 +183,7 @@ pub struct Harness {
     /// None only while it is being opened again: two of them must never share a state database.
     volume: Option<Arc<Volume>>,
     pub ids: Vec<FileId>,
+    source: Option<Arc<dyn SourceSnapshot>>,
 }
 
 impl Harness {
@@ -142,12 +191,36 @@ impl Harness {
         Volume::create(&tiers(&world), &options(), uuid::Uuid::from_u128(7), &mut |_| {})?;
         let (volume, _) = Volume::open(tiers(&world), options())?;
         let ids = (0..FILES).map(|_| volume.issue_file_id()).collect::<Result<Vec<_>, _>>()?;
-        Ok(Harness { world, volume: Some(volume), ids })
+        Ok(Harness { world, volume: Some(volume), ids, source: None })
     }
 
     pub fn open(world: SimWorld, ids: Vec<FileId>) -> heatfs::error::Result<Harness> {
-        let (volume, _) = Volume::open(tiers(&world), options())?;
-        Ok(Harness { world, volume: Some(volume), ids })
+        Harness::open_with(world, ids, None)
+    }
+
+    pub fn open_with(
+        world: SimWorld,
+        ids: Vec<FileId>,
+        source: Option<Arc<dyn SourceSnapshot>>,
+    ) -> heatfs::error::Result<Harness> {
+        let (volume, _) = Volume::open_with(tiers(&world), options(), source.clone())?;
+        Ok(Harness { world, volume: Some(volume), ids, source })
+    }
+
+    /// Makes, but does not open, a volume whose files are those of a snapshot, under the ids that they have there.
+    pub fn make_clone(world: &SimWorld, files: &[(FileId, u64, Vec<(u64, u64)>)]) -> heatfs::error::Result<()> {
+        let tiers = tiers(world);
+        Volume::create(&tiers, &options(), uuid::Uuid::from_u128(7), &mut |_| {})?;
+        let cloned = |(file, size, data): &(FileId, u64, Vec<(u64, u64)>)| ClonedFile {
+            file: *file,
+            size_bytes: *size,
+            source: *file,
+            data: data.clone(),
+        };
+        let lineage = Lineage { files: files.iter().map(cloned).collect(), mark: Some(uuid::Uuid::from_u128(9)) };
+        Volume::import_snapshot(&tiers[0], &lineage)?;
+        tiers.iter().try_for_each(|tier| tier.device.sync_all()).expect("the devices sync");
+        Ok(())
     }
 
     pub fn volume(&self) -> &Arc<Volume> {
@@ -181,6 +254,13 @@ impl Harness {
             Op::CopyDown { file: n, block, count } => {
                 self.volume().copy_down(&file(n)?, BlockNo(block), count).map(|_| ())
             }
+            Op::Hydrate { file: n, block, count } => {
+                let file = file(n)?;
+                match self.volume().next_in_repository(&file, BlockNo(block)) {
+                    Some(block) => self.volume().hydrate(&file, block, count).map(|_| ()),
+                    None => Ok(()),
+                }
+            }
             Op::Reopen { clean } => {
                 if clean {
                     self.volume().shut_down()?;
@@ -189,7 +269,7 @@ impl Harness {
                     self.volume().sync_log()?;
                 }
                 self.volume = None;
-                self.volume = Some(Volume::open(tiers(&self.world), options())?.0);
+                self.volume = Some(Volume::open_with(tiers(&self.world), options(), self.source.clone())?.0);
                 Ok(())
             }
         }

@@ -1,6 +1,8 @@
 //! The engine against a plain model, on the simulated device: any operations, coalescing, checkpoints, moves and reopening in between; a
 //! crash at every device operation; faults.
 
+mod clones;
+mod clones_crash;
 mod crash;
 mod damage;
 mod descriptors;

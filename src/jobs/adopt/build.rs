@@ -19,8 +19,13 @@ const ROOT_MODE_ON_DISK: u32 = 0o777;
 pub(super) fn home(taken: &Path, tree: &Path, volume: &Volume, survey: &Survey, watch: &mut dyn Watch) -> Result<()> {
     let progress = Progress { files: survey.files, ..Progress::default() };
     let mut files = HomeFiles { volume, linked: HashMap::new(), progress };
-    let mut root = mirror(taken, tree, &mut files, watch)?;
+    let root = mirror(taken, tree, &mut files, watch)?;
     watch.step("root attributes")?;
+    seal_root(tree, root)
+}
+
+/// Gives home's root the attributes that the mount shows, but for the mode, which it shows by another attribute.
+pub(in crate::jobs) fn seal_root(tree: &Path, mut root: Attributes) -> Result<()> {
     let mode = std::mem::replace(&mut root.mode, ROOT_MODE_ON_DISK);
     root.apply(tree)?;
     mark(tree, XATTR_ROOT_MODE, encode_root_mode(mode).as_bytes())

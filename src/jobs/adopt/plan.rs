@@ -74,7 +74,7 @@ pub(super) fn check(plan: &AdoptPlan) -> Result<Checked> {
             place.require_empty()?;
         }
         refuse_unmovable(&directory)?;
-        warnings = judge_tiers(plan, &backing, origin, &survey)?;
+        warnings = judge_adopted(plan, &backing, origin, &survey)?;
     }
     let not_covered = survey.leaving.clone();
     Ok(Checked { directory, backing, origin, survey, not_covered, warnings, unfinished })
@@ -117,7 +117,7 @@ fn refuse_other_home(plan: &AdoptPlan, backing: &Backing) -> Result<()> {
     )))
 }
 
-fn refuse_mount_point(directory: &Path, mounts: &Mounts) -> Result<()> {
+pub(in crate::jobs) fn refuse_mount_point(directory: &Path, mounts: &Mounts) -> Result<()> {
     if !mounts.is_mount_point(directory) {
         return Ok(());
     }
@@ -144,6 +144,7 @@ fn unfinished(backing: &Backing, directory: &Path) -> Result<Option<VolumeIdenti
         Phase::ReleaseBuild | Phase::ReleaseSwap | Phase::ReleaseRemove => {
             return other("is being released: finish that with `heatfs release`".to_owned());
         }
+        Phase::CloneBuild => return other("is half a clone: finish that with `heatfs clone`".to_owned()),
     }
     Ok(Some(VolumeIdentity {
         volume: first.volume,
@@ -198,7 +199,32 @@ fn refuse_unmovable(directory: &Path) -> Result<()> {
 }
 
 /// Errors: a tier that cannot serve. What is only worth a warning is returned.
-fn judge_tiers(plan: &AdoptPlan, backing: &Backing, origin: TierId, survey: &Survey) -> Result<Vec<String>> {
+fn judge_adopted(plan: &AdoptPlan, backing: &Backing, origin: TierId, survey: &Survey) -> Result<Vec<String>> {
+    let mut warnings = judge_tiers(backing, &plan.options, survey.entries())?;
+    let budgets: Option<u64> = backing.ids().map(|id| backing.budget(id)).sum();
+    if budgets.is_some_and(|budgets| budgets < survey.allocated_bytes) {
+        return Err(Error::Invalid(format!(
+            "{} holds {} MiB, more than the budgets of all tiers together",
+            plan.directory.display(),
+            survey.allocated_bytes >> 20
+        )));
+    }
+    if backing.budget(origin).is_some_and(|budget| budget < survey.allocated_bytes) {
+        let name = backing.name(origin);
+        warnings.push(format!("tier `{name}` is over its budget until the mover has taken blocks off it"));
+    }
+    if survey.linked_outside > 0 {
+        warnings.push(format!(
+            "{} file(s) have further names outside of {}: whoever writes there changes the volume behind its back",
+            survey.linked_outside,
+            plan.directory.display()
+        ));
+    }
+    Ok(warnings)
+}
+
+/// Can these tiers be a volume's, with this log and so many names? What is only worth a warning is returned.
+pub(in crate::jobs) fn judge_tiers(backing: &Backing, options: &Options, entries: u64) -> Result<Vec<String>> {
     let able = backing.probe()?;
     let mut warnings = Vec::new();
     for (tier, found) in backing.ids().zip(&able) {
@@ -219,8 +245,8 @@ fn judge_tiers(plan: &AdoptPlan, backing: &Backing, origin: TierId, survey: &Sur
             }
         }
     }
-    let log_bytes = plan.options.segment_bytes.saturating_mul(u64::from(plan.options.segments));
-    let needed = log_bytes + STATE_BYTES + survey.entries() * HOME_ENTRY_BYTES;
+    let log_bytes = options.segment_bytes.saturating_mul(u64::from(options.segments));
+    let needed = log_bytes + STATE_BYTES + entries * HOME_ENTRY_BYTES;
     let fastest = &backing.places[0];
     let space = fastest.device.space().map_err(|e| Error::io("stat the filesystem of", fastest.device.path(), e))?;
     if space.available_bytes < needed {
@@ -232,25 +258,6 @@ fn judge_tiers(plan: &AdoptPlan, backing: &Backing, origin: TierId, survey: &Sur
             needed.div_ceil(1 << 20),
             space.available_bytes >> 20
         )));
-    }
-    let budgets: Option<u64> = backing.ids().map(|id| backing.budget(id)).sum();
-    if budgets.is_some_and(|budgets| budgets < survey.allocated_bytes) {
-        return Err(Error::Invalid(format!(
-            "{} holds {} MiB, more than the budgets of all tiers together",
-            plan.directory.display(),
-            survey.allocated_bytes >> 20
-        )));
-    }
-    if backing.budget(origin).is_some_and(|budget| budget < survey.allocated_bytes) {
-        let name = backing.name(origin);
-        warnings.push(format!("tier `{name}` is over its budget until the mover has taken blocks off it"));
-    }
-    if survey.linked_outside > 0 {
-        warnings.push(format!(
-            "{} file(s) have further names outside of {}: whoever writes there changes the volume behind its back",
-            survey.linked_outside,
-            plan.directory.display()
-        ));
     }
     Ok(warnings)
 }

@@ -101,7 +101,9 @@ fn home_files(tree: &Path, volume: Uuid) -> Result<Vec<HomeFile>> {
 fn refuse_without_room(backing: &Backing, origin: TierId, files: &[HomeFile], volume: &Volume) -> Result<u64> {
     let mut blocks = 0;
     for file in files {
-        let map = volume.block_map(&*volume.file(file.id)?);
+        let known = volume.file(file.id)?;
+        blocks += volume.blocks_in_repository(&known);
+        let map = volume.block_map(&known);
         blocks += map.iter().filter(|run| run.2.is_some_and(|tier| tier != origin)).map(|run| run.1).sum::<u64>();
     }
     let needed = blocks * volume.block_bytes();
@@ -129,6 +131,9 @@ fn finish(tier: &Path, origin: TierId, file: &HomeFile, engine_file: &Arc<File>,
     let open = open.map_err(|e| io("open", e))?;
     let attributes = volume.attr(engine_file);
     let bytes = attributes.size_bytes;
+    if volume.blocks_in_repository(engine_file) > 0 {
+        return Err(Error::Busy(format!("blocks of file {} are in the repository still", file.id)));
+    }
     let mut next = BlockNo(0);
     let mut holes = Vec::new();
     for (first, count, place, _) in volume.block_map(engine_file) {

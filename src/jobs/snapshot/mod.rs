@@ -179,13 +179,16 @@ struct Parent {
     mark: Option<Uuid>,
 }
 
+/// The engine's name of a snapshot's mark.
+pub(super) fn mark_of(root: &Root) -> Option<Uuid> {
+    root.meta.labels.get(LABEL_MARK)?.parse().ok()
+}
+
 fn find_parent(source: &Source<'_>) -> Result<Parent> {
     let mut roots = source.repository.snapshots()?;
-    roots.retain(|root| root.volume == source.volume.volume_id());
-    let mark = |root: &Root| {
-        let mark: Option<Uuid> = root.meta.labels.get(LABEL_MARK)?.parse().ok();
-        mark.filter(|mark| source.volume.knows_parent(*mark))
-    };
+    let mark = |root: &Root| mark_of(root).filter(|mark| source.volume.knows_parent(*mark));
+    // Also the snapshot that the volume was made of, if it is here.
+    roots.retain(|root| root.volume == source.volume.volume_id() || mark(root).is_some());
     match roots.iter().rev().find(|root| mark(root).is_some()) {
         Some(root) => Ok(Parent { mark: mark(root), root: Some(root.clone()) }),
         None => Ok(Parent { root: roots.pop(), mark: None }),

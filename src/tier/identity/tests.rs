@@ -26,7 +26,7 @@ impl Lab {
     fn made(names: &[&'static str]) -> Lab {
         let lab = Lab::new(names);
         let places = lab.places();
-        let mut id = initialise(&places, Uuid::from_u128(7), "/srv/pg", TierId(0)).unwrap();
+        let mut id = initialise(&places, Uuid::from_u128(7), "/srv/pg", TierId(0), Phase::AdoptBuild).unwrap();
         set_phase(&places, &mut id, Phase::Ready).unwrap();
         lab
     }
@@ -75,7 +75,7 @@ fn i7_a_missing_disk_is_never_an_empty_tier() {
 fn i7_foreign_and_swapped_tiers_are_named_both_ways() {
     let lab = Lab::made(&THREE);
     let other = Lab::new(&THREE);
-    initialise(&other.places(), Uuid::from_u128(8), "/srv/other", TierId(0)).unwrap();
+    initialise(&other.places(), Uuid::from_u128(8), "/srv/other", TierId(0), Phase::AdoptBuild).unwrap();
     let (sata, hdd) = (lab.save("sata"), lab.save("hdd"));
     lab.restore("sata", &other.save("sata"));
     let foreign = lab.refusal();
@@ -160,11 +160,13 @@ fn i7_an_interrupted_raise_or_stop_is_not_taken_for_an_old_copy() {
 fn a_new_tier_needs_an_empty_directory_and_a_refusal_changes_nothing() {
     let lab = Lab::new(&THREE);
     fs::write(lab.path("hdd").join("precious"), b"x").unwrap();
-    let why = initialise(&lab.places(), Uuid::from_u128(7), "/d", TierId(0)).unwrap_err().to_string();
+    let why =
+        initialise(&lab.places(), Uuid::from_u128(7), "/d", TierId(0), Phase::AdoptBuild).unwrap_err().to_string();
     assert!(why.contains("`hdd`") && why.contains("precious"), "{why}");
     assert_eq!(fs::read_dir(lab.path("nvme")).unwrap().count(), 0);
     let taken = Lab::made(&THREE);
-    let why = initialise(&taken.places(), Uuid::from_u128(9), "/d", TierId(0)).unwrap_err().to_string();
+    let why =
+        initialise(&taken.places(), Uuid::from_u128(9), "/d", TierId(0), Phase::AdoptBuild).unwrap_err().to_string();
     assert!(why.contains("already holds tier `nvme`") && why.contains("/srv/pg"), "{why}");
 }
 

@@ -1,0 +1,165 @@
+//! The snapshot behind a clone, as the engine reads it: opened when it is first needed, and anew after it failed, since a repository may be on a disk that
+//! comes back.
+
+use super::note::CloneNote;
+use crate::device::clock::{Instant, monotonic_now};
+use crate::error::{Error, Result};
+use crate::jobs::snapshot::open_repository;
+use crate::repository::{FileState, Repository, Root, SnapshotId};
+use crate::units::FileId;
+use crate::volume::SourceSnapshot;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two tries to open a repository that is not there: readers meanwhile hear what the last one said.
+const RETRY: Duration = Duration::from_secs(1);
+/// What is known of files is forgotten when there are so many.
+const FILES_KNOWN_MAX: usize = 1 << 17;
+
+struct Opened {
+    repository: Repository,
+    root: Root,
+    files: Mutex<HashMap<FileId, FileState>>,
+}
+
+#[derive(Default)]
+struct Now {
+    opened: Option<Arc<Opened>>,
+    /// When opening failed last, and why.
+    failed: Option<(Instant, String)>,
+}
+
+/// A snapshot in a repository that may come and go.
+pub struct RepositorySource {
+    note: CloneNote,
+    /// Where the repository may be if it is not where it was: what the settings say.
+    elsewhere: Option<(PathBuf, Option<PathBuf>)>,
+    now: Mutex<Now>,
+}
+
+impl RepositorySource {
+    /// Opens nothing yet. `elsewhere`: directory and key file of the repository that the settings name.
+    pub fn new(note: CloneNote, elsewhere: Option<(PathBuf, Option<PathBuf>)>) -> RepositorySource {
+        RepositorySource { note, elsewhere, now: Mutex::default() }
+    }
+
+    pub fn note(&self) -> &CloneNote {
+        &self.note
+    }
+
+    /// Opens the repository if it is not open. Errors: what keeps it from being read, with the path at which it was when the clone was made.
+    pub fn open(&self) -> Result<()> {
+        self.opened().map(drop)
+    }
+
+    /// Nothing needs the snapshot any more: lets it go. May be repeated.
+    pub fn let_go(&self) -> Result<()> {
+        match self.opened()?.repository.drop_ref(&self.note.reference) {
+            Err(Error::NotFound(_)) => Ok(()),
+            dropped => dropped,
+        }
+    }
+
+    fn opened(&self) -> Result<Arc<Opened>> {
+        let mut now = self.now.lock();
+        if let Some(opened) = &now.opened {
+            return Ok(Arc::clone(opened));
+        }
+        if let Some((at, why)) = now.failed.as_ref().filter(|(at, _)| at.elapsed() < RETRY) {
+            let _ = at;
+            return Err(Error::NotFound(why.clone()));
+        }
+        match self.find() {
+            Ok(opened) => {
+                let opened = Arc::new(opened);
+                *now = Now { opened: Some(Arc::clone(&opened)), failed: None };
+                Ok(opened)
+            }
+            Err(error) => {
+                now.failed = Some((monotonic_now(), error.to_string()));
+                Err(error)
+            }
+        }
+    }
+
+    fn find(&self) -> Result<Opened> {
+        let first = self.open_at(&self.note.repository, self.note.key_file.as_deref());
+        match (&self.elsewhere, first) {
+            (Some((path, key_file)), Err(first)) => {
+                self.open_at(path, key_file.as_deref().or(self.note.key_file.as_deref())).map_err(|_| first)
+            }
+            (_, first) => first,
+        }
+    }
+
+    fn open_at(&self, path: &Path, key_file: Option<&Path>) -> Result<Opened> {
+        let repository = open_repository(path, key_file)?;
+        if repository.id() != self.note.repository_id {
+            return Err(Error::Invalid(format!(
+                "{}: this is another repository ({}) than the one that the clone was made from ({})",
+                path.display(),
+                repository.id(),
+                self.note.repository_id
+            )));
+        }
+        let id: SnapshotId = self.note.snapshot.parse()?;
+        let root = repository.snapshot(id)?.root;
+        Ok(Opened { repository, root, files: Mutex::default() })
+    }
+
+    /// Reads from the snapshot; what failed is opened anew by the next one.
+    fn with<T>(&self, file: FileId, read: impl FnOnce(&Opened, FileState) -> Result<T>) -> Result<T> {
+        let opened = self.opened()?;
+        let outcome = opened.state(file).and_then(|state| read(&opened, state));
+        if outcome.is_err() {
+            let mut now = self.now.lock();
+            if now.opened.as_ref().is_some_and(|current| Arc::ptr_eq(current, &opened)) {
+                now.opened = None;
+            }
+        }
+        outcome
+    }
+}
+
+impl Opened {
+    fn state(&self, file: FileId) -> Result<FileState> {
+        if let Some(state) = self.files.lock().get(&file) {
+            return Ok(*state);
+        }
+        let state = self.repository.reopen(&self.root).file(file)?.state;
+        let mut files = self.files.lock();
+        if files.len() >= FILES_KNOWN_MAX {
+            files.clear();
+        }
+        files.insert(file, state);
+        Ok(state)
+    }
+}
+
+impl SourceSnapshot for RepositorySource {
+    fn read(&self, file: FileId, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.with(file, |opened, state| {
+            let filled = opened.repository.content(file, state).read(offset, buf)?;
+            buf.get_mut(filled..).unwrap_or_default().fill(0);
+            Ok(())
+        })
+    }
+
+    fn is_hole(&self, file: FileId, start: u64, end: u64) -> Result<bool> {
+        self.with(file, |opened, state| {
+            let content = opened.repository.content(file, state);
+            let mut at = start;
+            while at < end {
+                match content.run(at)? {
+                    None => return Ok(true),
+                    Some(run) if !run.hole => return Ok(false),
+                    Some(run) => at = run.end,
+                }
+            }
+            Ok(true)
+        })
+    }
+}
