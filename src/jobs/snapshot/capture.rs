@@ -224,6 +224,6 @@ mod tests {
 
     #[test]
     fn pages_beyond_the_end_are_none() {
-        assert!(batches(&[10..12], 5 * PAGE_BYTES, 1 << 18).is_empty());
+        assert!(batches(std::slice::from_ref(&(10..12)), 5 * PAGE_BYTES, 1 << 18).is_empty());
     }
 }
