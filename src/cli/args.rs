@@ -143,6 +143,12 @@ pub(super) enum Command {
         #[arg(help = format!("What to print: {TARGETS}"))]
         what: String,
     },
+    /// What happened to the volume: snapshots, health, prunes, findings.
+    Events {
+        /// Go on with what happens from now on, until the daemon ends.
+        #[arg(long, short)]
+        follow: bool,
+    },
     /// Take snapshots of the running volume, and look at those in the repository.
     Snapshot {
         #[command(subcommand)]
@@ -350,6 +356,11 @@ pub(super) enum SnapshotCommand {
         #[command(flatten)]
         storage: Storage,
     },
+    /// When the next snapshots are due, how the last ones went, and what the volume's rules would delete and free now.
+    Schedule {
+        #[command(flatten)]
+        storage: Storage,
+    },
     /// One snapshot.
     Show {
         /// Its name, the beginning of it, or `latest`.
@@ -400,6 +411,13 @@ pub(super) struct Restore {
     /// Only this file, or this directory with everything in it: a path within the snapshot.
     #[arg(long, value_name = "PATH")]
     pub(super) path: Option<String>,
+    /// Also write PostgreSQL's `backup_label`, if the snapshot was taken in backup mode (`snapshot.postgresql` in the settings).
+    ///
+    /// For recovery to a later moment, or a standby: with the label the server starts from the backup's own checkpoint and needs WAL from an archive or
+    /// a primary (`restore_command`, `primary_conninfo`), at least up to where the backup ended. Without it the server recovers on
+    /// what is in the snapshot, as after a power cut, and needs nothing else.
+    #[arg(long, conflicts_with = "path")]
+    pub(super) backup_label: bool,
     /// Files restored at once.
     #[arg(long, value_name = "N", default_value = "4", value_parser = streams)]
     pub(super) streams: usize,

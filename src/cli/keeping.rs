@@ -130,7 +130,7 @@ fn judged(repository: &Repository, retention: &Retention) -> Result<(Vec<Kept>, 
     Ok((kept, deleted))
 }
 
-fn reason(keep: &Keep) -> String {
+pub(super) fn reason(keep: &Keep) -> String {
     match keep {
         Keep::Last => "among the last".to_owned(),
         Keep::Hourly => "hourly".to_owned(),

@@ -8,6 +8,7 @@ mod check;
 mod decisions;
 mod doctor;
 mod dump;
+mod events;
 mod heat;
 mod keeping;
 mod mount;
@@ -19,6 +20,7 @@ mod progress;
 mod release;
 mod replay;
 mod report;
+mod schedule;
 mod show;
 mod snapshot;
 mod top;
@@ -128,6 +130,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Release(request) => release::run(&volume, &request, as_json),
         Command::Doctor { tiers } => doctor::run(&volume, &tiers, as_json),
         Command::Check { deep } => check::run(&volume, deep, as_json),
+        Command::Events { follow } => events::run(&volume, follow, as_json),
         Command::Snapshot { command } => snapshot::run(&volume, command, as_json),
         Command::Restore(request) => snapshot::restore_into(&volume, &request, as_json),
         Command::Mount(request) => mount::run(&volume, &request, as_json),

@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// How often a stop is asked about.
 const POLL: Duration = Duration::from_millis(100);
+/// Reasons of the model that are told.
+const REASONS_SHOWN: usize = 4;
 
 pub(super) fn status(volume: &Choice, as_json: bool) -> Result<()> {
     let status: StatusReply = volume.client()?.get(protocol::STATUS)?;
@@ -176,6 +178,9 @@ fn explanation(reply: &ExplainReply) -> String {
         );
     }
     line("heat by", format!("{}: {}", found.believed, found.believed_because));
+    for reason in found.mattered.iter().take(REASONS_SHOWN) {
+        line("", format!("{:+.3} accesses by {}", reason.accesses, reason.what));
+    }
     if let Some(tier) = &found.pinned_to {
         line("pinned to", tier.clone());
     }

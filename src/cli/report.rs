@@ -200,6 +200,7 @@ mod tests {
             warnings: vec!["a < b & \"c\"".into()],
             volume: VolumeStatus { tiers: vec![tier("nvme"), tier("hdd")], ..VolumeStatus::default() },
             mover: MoverStatus::default(),
+            snapshots: Default::default(),
         };
         let moment = |at: i64| Moment {
             at: WallNs(at * 30_000_000_000),

@@ -1,7 +1,9 @@
 //! Tables and lines for people.
 
+use super::events::moment;
 use crate::control::protocol::StatusReply;
 use crate::daemon::quantity::{rounded_bytes, show_span};
+use crate::jobs::cadence::SnapshotsStatus;
 use crate::jobs::forecaster::ForecastStatus;
 use crate::volume::{Counters, TierStatus};
 use comfy_table::{CellAlignment, Table, TableStyle};
@@ -95,6 +97,9 @@ pub(super) fn status(status: &StatusReply) -> String {
     for warning in &status.warnings {
         line("warning", warning.clone());
     }
+    if let Some(value) = snapshots(&status.snapshots) {
+        line("snapshots", value);
+    }
     line(
         "memory",
         format!(
@@ -107,6 +112,26 @@ pub(super) fn status(status: &StatusReply) -> String {
         line(name, value);
     }
     text + &tiers(&volume.tiers)
+}
+
+/// Whether there are any, how old the latest is, and when the next one comes.
+fn snapshots(status: &SnapshotsStatus) -> Option<String> {
+    status.repository.as_ref()?;
+    let mut text = match status.last_success_ns {
+        Some(at) => format!("the latest of {}", moment(at)),
+        None => "none so far".to_owned(),
+    };
+    if status.running {
+        text += ", one is being taken";
+    }
+    if let Some(next) = status.next_ns {
+        text += &format!(", the next at {}", moment(next));
+    }
+    if let (Some(at), true) = (status.last_failure_ns, status.last_failure_ns > status.last_success_ns) {
+        let why = status.last_failure.as_deref().unwrap_or_default();
+        text += &format!("; failed at {}: {why}", moment(at));
+    }
+    Some(text)
 }
 
 /// A share in percent, with one decimal; a dash when it is not known.

@@ -1,16 +1,18 @@
 //! `snapshot`, `restore` and `repo`.
 
 use super::args::{Choice, Repo, RepoCommand, Restore, SnapshotCommand, Storage};
+use super::names::Names;
 use super::progress::{self, bytes_bar};
-use super::{keeping, out, show};
+use super::{keeping, out, schedule, show};
 use crate::control::protocol::{self, JobReply, SnapshotRequest};
 use crate::daemon::quantity::{rounded_bytes, show_span};
 use crate::device::clock::wall_now;
 use crate::device::real::RealDevice;
 use crate::error::Error;
+use crate::jobs::hooks::{BackupLabel, place_label};
 use crate::jobs::restore::{RestorePlan, RestoreReport, restore};
 use crate::jobs::snapshot::{SnapshotInfo, Tally, open_repository, read_key};
-use crate::repository::{InitOptions, PACK_BYTES, Repository, Root, SnapshotId};
+use crate::repository::{InitOptions, PACK_BYTES, Repository, Root, Snapshot, SnapshotId};
 use anyhow::{Context, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,10 +70,11 @@ pub(super) fn run(volume: &Choice, command: SnapshotCommand, as_json: bool) -> R
         SnapshotCommand::Verify { budget, one_in, storage } => {
             keeping::verify(volume, &storage, budget, one_in, as_json)
         }
+        SnapshotCommand::Schedule { storage } => schedule::run(volume, &storage, as_json),
         SnapshotCommand::Show { id, storage } => {
             let repository = open(volume, &storage)?;
             let found = SnapshotInfo::of(&repository.snapshot(find(&repository, &id)?)?.root);
-            if as_json { out::json(&found) } else { out::text(&details(&found)) }
+            if as_json { out::json(&found) } else { out::text(&details(&found, &mut relation_names(volume, &found))) }
         }
     }
 }
@@ -84,15 +87,24 @@ fn create(volume: &Choice, labels: std::collections::BTreeMap<String, String>, a
         serde_json::from_value(ended.result.unwrap_or_default()).context("the daemon's answer about the snapshot")?;
     match as_json {
         true => out::json(&taken),
-        false => out::text(&format!(
-            "snapshot {}: {} in {} files, {} new, {} stored, in {}\n",
-            taken.id,
-            rounded_bytes(taken.logical_bytes),
-            taken.files,
-            rounded_bytes(taken.new_bytes),
-            rounded_bytes(taken.stored_bytes),
-            show_span(Duration::from_millis(ended.elapsed_ms))
-        )),
+        false => {
+            let mut text = format!(
+                "snapshot {}: {} in {} files, {} new, {} stored, in {}\n",
+                taken.id,
+                rounded_bytes(taken.logical_bytes),
+                taken.files,
+                rounded_bytes(taken.new_bytes),
+                rounded_bytes(taken.stored_bytes),
+                show_span(Duration::from_millis(ended.elapsed_ms))
+            );
+            if let Some(pages) = taken.pages.as_ref().filter(|pages| pages.bad > 0) {
+                text += &format!("{} pages in it have a wrong checksum: `heatfs snapshot show latest`\n", pages.bad);
+            }
+            if let Some(trouble) = &taken.trouble {
+                text += &format!("{trouble}\n");
+            }
+            out::text(&text)
+        }
     }
 }
 
@@ -124,7 +136,39 @@ fn list(found: &[SnapshotInfo]) -> String {
     show::table(&["snapshot", "age", "files", "size", "new", "stored", "labels"], found.iter().map(row).collect())
 }
 
-fn details(info: &SnapshotInfo) -> String {
+/// Wrong pages that are named.
+const PAGES_SHOWN: usize = 20;
+
+/// What is to be said of pages and of the database's part in it.
+fn findings(info: &SnapshotInfo, names: &mut dyn FnMut(&str) -> Option<String>) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    if let Some(label) = &info.backup_label {
+        let (from, to) = (&label.first_wal, &label.stop_lsn);
+        rows.push((
+            "backup label",
+            format!("PostgreSQL's; with it recovery needs WAL from file {from} to {to} at least"),
+        ));
+    }
+    if let Some(trouble) = &info.trouble {
+        rows.push(("trouble", trouble.clone()));
+    }
+    let Some(pages) = &info.pages else { return rows };
+    rows.push((
+        "page sums",
+        format!("{} pages verified when it was taken, {} in it are wrong", pages.checked, pages.bad),
+    ));
+    for page in pages.named.iter().take(PAGES_SHOWN) {
+        let relation = names(&page.path).map(|name| format!(" ({name})")).unwrap_or_default();
+        rows.push(("wrong page", format!("block {} of {}{relation}", page.block, page.path)));
+    }
+    let more = pages.bad.saturating_sub(PAGES_SHOWN as u64);
+    if more > 0 {
+        rows.push(("", format!("and {more} more")));
+    }
+    rows
+}
+
+fn details(info: &SnapshotInfo, names: &mut dyn FnMut(&str) -> Option<String>) -> String {
     let rows = [
         ("snapshot", info.id.clone()),
         ("taken", format!("{} ago", age(info.taken_ns))),
@@ -136,7 +180,15 @@ fn details(info: &SnapshotInfo) -> String {
         ("stored", rounded_bytes(info.stored_bytes)),
         ("labels", labels(info)),
     ];
-    rows.iter().map(|(name, value)| format!("{name:<13}{value}\n")).collect()
+    rows.into_iter().chain(findings(info, names)).map(|(name, value)| format!("{name:<14}{value}\n")).collect()
+}
+
+/// Names of relations, from the mount if the volume's settings say where that is.
+fn relation_names(volume: &Choice, info: &SnapshotInfo) -> impl FnMut(&str) -> Option<String> + use<> {
+    let wanted = info.pages.as_ref().is_some_and(|pages| pages.bad > 0);
+    let mount = volume.settings().ok().filter(|_| wanted).map(|settings| settings.mount.display().to_string());
+    let mut names = mount.map(|mount| Names::of_mount(&mount));
+    move |path| names.as_mut().and_then(|names| names.relation(path))
 }
 
 pub(super) fn repo(volume: &Choice, request: Repo, as_json: bool) -> Result<()> {
@@ -177,9 +229,23 @@ pub(super) fn repo(volume: &Choice, request: Repo, as_json: bool) -> Result<()> 
     }
 }
 
+/// Errors: `NotFound` when it was taken without backup mode.
+fn label_of(snapshot: &Snapshot<'_>) -> Result<BackupLabel> {
+    let label = BackupLabel::decode(&snapshot.root.meta.backup_label)?;
+    let none = format!(
+        "snapshot {}: it has no backup label, since it was taken without `snapshot.postgresql`; without --backup-label it can be restored",
+        snapshot.id()
+    );
+    Ok(label.ok_or(Error::NotFound(none))?)
+}
+
 pub(super) fn restore_into(volume: &Choice, request: &Restore, as_json: bool) -> Result<()> {
     let repository = open(volume, &request.storage)?;
     let snapshot = repository.snapshot(find(&repository, &request.id)?)?;
+    let label = match request.backup_label {
+        true => Some(label_of(&snapshot)?),
+        false => None,
+    };
     let only = request.path.as_deref().unwrap_or("").trim_matches('/').as_bytes().to_vec();
     let into = std::path::absolute(&request.dir).with_context(|| format!("path {}", request.dir.display()))?;
     let plan = RestorePlan { only, into, streams: request.streams };
@@ -202,6 +268,9 @@ pub(super) fn restore_into(volume: &Choice, request: &Restore, as_json: bool) ->
     // It only draws: nothing of the restore depends on it.
     let _ = shown.join();
     let report: RestoreReport = restored?;
+    if let Some(label) = &label {
+        place_label(&report.into, label)?;
+    }
     match as_json {
         true => out::json(&report),
         false => out::text(&format!(

@@ -2,8 +2,8 @@
 
 use super::protocol::ErrorReply;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,9 +11,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
+use tokio::task::JoinHandle;
 
 /// How long a request may take; long errands answer at once and are polled.
 const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What brings the rest of an answer; dropped, the connection ends.
+struct Driver(JoinHandle<Result<(), hyper::Error>>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 #[derive(Debug, Error)]
 pub enum ClientError {
@@ -59,13 +69,7 @@ impl Client {
     }
 
     fn exchange(&self, method: Method, target: &str, body: Bytes) -> Result<Bytes, ClientError> {
-        let request = Request::builder()
-            .method(method)
-            .uri(target)
-            .header("host", "heatfs")
-            .header("content-type", "application/json")
-            .body(Full::new(body))
-            .map_err(|error| self.garbled(error))?;
+        let request = self.request(method, target, body)?;
         let (status, body) = self.runtime.block_on(async {
             match tokio::time::timeout(TIMEOUT, self.send(request)).await {
                 Ok(answer) => answer,
@@ -75,22 +79,76 @@ impl Client {
         if status == StatusCode::OK {
             return Ok(body);
         }
-        let line = serde_json::from_slice::<ErrorReply>(&body).map(|reply| reply.error);
+        Err(self.refusal(status, &body))
+    }
+
+    fn request(&self, method: Method, target: &str, body: Bytes) -> Result<Request<Full<Bytes>>, ClientError> {
+        Request::builder()
+            .method(method)
+            .uri(target)
+            .header("host", "heatfs")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.garbled(error))
+    }
+
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> ClientError {
+        let line = serde_json::from_slice::<ErrorReply>(body).map(|reply| reply.error);
         let wrong_input = status == StatusCode::BAD_REQUEST;
-        Err(line.map_or_else(|_| self.garbled(status), |line| ClientError::Refused { line, wrong_input }))
+        line.map_or_else(|_| self.garbled(status), |line| ClientError::Refused { line, wrong_input })
+    }
+
+    /// Calls for each line of a long answer that is not empty, as it comes, until the daemon ends it. Nobody waits for ever: a daemon that has nothing to
+    /// say sends empty lines.
+    pub fn lines<Failure: From<ClientError>>(
+        &self,
+        target: &str,
+        call: &mut dyn FnMut(&str) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let request = self.request(Method::GET, target, Bytes::new())?;
+        self.runtime.block_on(async {
+            let (answer, _driver) = self.open(request).await?;
+            let status = answer.status();
+            let mut body = answer.into_body();
+            if status != StatusCode::OK {
+                let body = body.collect().await.map_err(|error| self.garbled(error))?.to_bytes();
+                return Err(self.refusal(status, &body).into());
+            }
+            let mut rest = Vec::new();
+            loop {
+                let silent = |_| self.garbled(format!("nothing within {} s", TIMEOUT.as_secs()));
+                let Some(frame) = tokio::time::timeout(TIMEOUT, body.frame()).await.map_err(silent)? else { break };
+                let frame = frame.map_err(|error| self.garbled(error))?;
+                let Ok(bytes) = frame.into_data() else { continue };
+                rest.extend_from_slice(&bytes);
+                while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = rest.drain(..=end).collect();
+                    let line = String::from_utf8_lossy(&line);
+                    if !line.trim().is_empty() {
+                        call(line.trim())?;
+                    }
+                }
+            }
+            Ok(())
+        })
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), ClientError> {
+        let (answer, _driver) = self.open(request).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await.map_err(|error| self.garbled(error))?.to_bytes();
+        Ok((status, body))
+    }
+
+    /// The beginning of an answer, and the task that brings the rest.
+    async fn open(&self, request: Request<Full<Bytes>>) -> Result<(Response<Incoming>, Driver), ClientError> {
         let unreachable = |source| ClientError::Unreachable { path: self.path.display().to_string(), source };
         let stream = tokio::net::UnixStream::connect(&self.path).await.map_err(unreachable)?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.garbled(error))?;
-        let driver = tokio::spawn(connection);
+        let driver = Driver(tokio::spawn(connection));
         let answer = sender.send_request(request).await.map_err(|error| self.garbled(error))?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await.map_err(|error| self.garbled(error))?.to_bytes();
-        driver.abort();
-        Ok((status, body))
+        Ok((answer, driver))
     }
 }
 

@@ -1,10 +1,12 @@
 //! The volume's state as Prometheus text. Labels are names of tiers and of predictors, so the number of series is bounded.
 
 use super::protocol::{Health, StatusReply};
+use crate::units::WallNs;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -21,6 +23,8 @@ pub fn text(status: &StatusReply) -> Result<String, fmt::Error> {
     tiers(&mut registry, status);
     log(&mut registry, status);
     marks(&mut registry, status);
+    snapshots(&mut registry, status);
+    stalls(&mut registry, status);
     counters(&mut registry, status);
     let mut text = String::new();
     encode(&mut text, &registry)?;
@@ -186,6 +190,70 @@ fn marks(registry: &mut Registry, status: &StatusReply) {
     count(registry, "marks_failed", "Snapshots that the engine gave up", marks.failed);
 }
 
+/// From the engine's own buckets, by powers of two: each stall counts as the end of its bucket, so the sum is an upper bound.
+fn stalls(registry: &mut Registry, status: &StatusReply) {
+    let stalls = &status.volume.marks.stalls;
+    let end_us = |bucket: usize| approximate(1u64.checked_shl(u32::try_from(bucket).unwrap_or(63)).unwrap_or(u64::MAX));
+    let histogram = Histogram::new((0..stalls.len()).map(end_us).collect::<Vec<_>>());
+    for (bucket, count) in stalls.iter().enumerate() {
+        (0..*count).for_each(|_| histogram.observe(end_us(bucket)));
+    }
+    registry.register("marks_stall_microseconds", "How long marks held writers up", histogram);
+}
+
+/// Seconds since 1970, as Prometheus has its moments; absent where there was none.
+fn moment(registry: &mut Registry, name: &str, help: &str, at: Option<WallNs>) {
+    if let Some(at) = at {
+        level(registry, name, help, u64::try_from(at.0 / 1_000_000_000).unwrap_or(0));
+    }
+}
+
+fn snapshots(registry: &mut Registry, status: &StatusReply) {
+    let of = &status.snapshots;
+    if of.repository.is_none() {
+        return;
+    }
+    for (name, help, value) in [
+        ("snapshots_taken", "Snapshots stored in the repository", of.taken),
+        ("snapshots_failed", "Snapshots that were begun, or due, and failed", of.failed),
+        ("snapshots_deleted", "Snapshots deleted because no rule keeps them", of.deleted),
+        ("snapshot_milliseconds", "Time from the beginning of snapshots to their being stored", of.elapsed_ms),
+        ("snapshot_read_bytes", "Bytes read of the volume for snapshots", of.read_bytes),
+        ("snapshot_new_bytes", "Of these, neither zero nor in the repository before", of.new_bytes),
+        ("snapshot_stored_bytes", "Bytes that snapshots added to the repository", of.stored_bytes),
+        ("snapshot_checked_pages", "Pages whose PostgreSQL checksum was verified", of.checked_pages),
+        ("prunes", "Prunes of the repository", of.prunes),
+        ("prunes_failed", "Prunes that failed", of.prune_failures),
+        ("pruned_bytes", "Bytes that prunes freed", of.pruned_bytes),
+        ("verified_packs", "Packs of the repository that were read and checked", of.verified_packs),
+        ("verified_bytes", "Bytes of these", of.verified_bytes),
+        ("verifications_failed", "Verifications that could not be done", of.verify_failures),
+    ] {
+        count(registry, name, help, value);
+    }
+    for (name, help, value) in [
+        ("snapshot_running", "1: a snapshot is being taken", u64::from(of.running)),
+        ("snapshot_failures_in_row", "Scheduled snapshots that failed since one succeeded", of.failures_in_row.into()),
+        ("snapshot_last_duration_milliseconds", "How long the last snapshot took", of.last_elapsed_ms),
+        ("snapshot_bad_pages", "Pages with a wrong checksum in the latest snapshot", of.bad_pages),
+        ("repository_damaged_packs", "Packs that were damaged when they were verified last", of.damaged_packs),
+        ("repository_snapshots", "Snapshots in the repository", of.repository_snapshots),
+    ] {
+        level(registry, name, help, value);
+    }
+    if let Some(bytes) = of.repository_bytes {
+        level(registry, "repository_bytes", "Size of the repository's packs and index", bytes);
+    }
+    for (name, help, at) in [
+        ("snapshot_last_success_timestamp_seconds", "When the latest snapshot was taken", of.last_success_ns),
+        ("snapshot_last_failure_timestamp_seconds", "When a snapshot failed last", of.last_failure_ns),
+        ("snapshot_next_timestamp_seconds", "When the next snapshot is due", of.next_ns),
+        ("repository_last_verified_timestamp_seconds", "When a pack was verified last", of.last_verified_ns),
+    ] {
+        moment(registry, name, help, at);
+    }
+}
+
 fn counters(registry: &mut Registry, status: &StatusReply) {
     let counters = &status.volume.counters;
     for (name, help, value) in [
@@ -225,14 +293,17 @@ fn counters(registry: &mut Registry, status: &StatusReply) {
 mod tests {
     use super::text;
     use crate::control::protocol::{Health, StatusReply};
+    use crate::jobs::cadence::SnapshotsStatus;
     use crate::jobs::migrate::MoverStatus;
-    use crate::volume::{Counters, LogStatus, TierStatus, VolumeStatus};
+    use crate::units::WallNs;
+    use crate::volume::{Counters, LogStatus, MarkStatus, TierStatus, VolumeStatus};
 
     #[test]
     fn text_for_prometheus() {
         let tier = |name: &str, used_bytes| TierStatus { name: name.into(), used_bytes, ..TierStatus::default() };
         let counters = Counters { reads: 12, base_reads: vec![3, 4], ..Counters::default() };
         let volume = VolumeStatus {
+            marks: MarkStatus { stalls: vec![0, 0, 2, 1], ..MarkStatus::default() },
             tiers: vec![tier("nvme", 4096), tier("hdd", 0)],
             log: LogStatus { used_bytes: 77, ..LogStatus::default() },
             counters,
@@ -253,6 +324,13 @@ mod tests {
             warnings: vec![],
             volume,
             mover: MoverStatus::default(),
+            snapshots: SnapshotsStatus {
+                repository: Some("/r".into()),
+                taken: 4,
+                bad_pages: 2,
+                last_success_ns: Some(WallNs(1_700_000_000_500_000_000)),
+                ..SnapshotsStatus::default()
+            },
         };
         let text = text(&status).expect("encoded");
         for line in [
@@ -263,6 +341,11 @@ mod tests {
             "heatfs_log_used_bytes 77.0",
             "heatfs_healthy 0.0",
             "heatfs_only_on_fastest_tier_bytes 8192.0",
+            "heatfs_marks_stall_microseconds_bucket{le=\"4.0\"} 2",
+            "heatfs_marks_stall_microseconds_count 3",
+            "heatfs_snapshots_taken_total 4",
+            "heatfs_snapshot_bad_pages 2.0",
+            "heatfs_snapshot_last_success_timestamp_seconds 1700000000.0",
             "heatfs_build{version=\"9.9\"} 1.0",
             "# EOF",
         ] {

@@ -3,6 +3,7 @@
 
 pub mod client;
 mod errands;
+mod events;
 mod insight;
 pub mod metrics;
 mod placement;

@@ -4,10 +4,13 @@
 
 use crate::daemon::quantity::rounded_bytes;
 use crate::heat::TakenTrace;
+use crate::jobs::cadence::SnapshotsStatus;
+use crate::jobs::events::Event;
 use crate::jobs::forecaster::ForecastStatus;
 use crate::jobs::migrate::{Explanation, HeatRange, JournalEntry, Moment, MoverStatus, WhatIf};
 use crate::policy::placement::{Reason, TierOutlook};
-use crate::units::TierId;
+use crate::repository::Retention;
+use crate::units::{TierId, WallNs};
 use crate::volume::{Counters, LogStatus, TierStatus, VolumeStatus};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -31,6 +34,8 @@ pub const TRACE_START: &str = "/v1/trace/start";
 pub const TRACE_STOP: &str = "/v1/trace/stop";
 pub const STOP: &str = "/v1/stop";
 pub const SNAPSHOTS: &str = "/v1/snapshots";
+pub const SCHEDULE: &str = "/v1/schedule";
+pub const EVENTS: &str = "/v1/events";
 pub const JOBS: &str = "/v1/jobs";
 pub const METRICS: &str = "/metrics";
 
@@ -82,6 +87,8 @@ pub struct StatusReply {
     pub warnings: Vec<String>,
     pub volume: VolumeStatus,
     pub mover: MoverStatus,
+    #[serde(default)]
+    pub snapshots: SnapshotsStatus,
 }
 
 impl StatusReply {
@@ -111,9 +118,10 @@ impl StatusReply {
         volume.tiers.iter().zip(&mover.tiers).filter_map(too_many).collect()
     }
 
-    /// Health and its reasons, from what the engine and the namespace say.
-    pub fn judge(volume: &VolumeStatus, untrusted_files: u64) -> (Health, Vec<String>) {
+    /// Health and its reasons, from what the engine, the namespace and the keeper of snapshots say.
+    pub fn judge(volume: &VolumeStatus, untrusted_files: u64, snapshots: &SnapshotsStatus) -> (Health, Vec<String>) {
         let mut reasons = volume.degraded.clone();
+        reasons.extend(snapshots.complaints());
         if untrusted_files > 0 {
             reasons.push(format!(
                 "{untrusted_files} files cannot be trusted (see the daemon's log); reading them gives EIO"
@@ -355,6 +363,36 @@ pub struct SnapshotRequest {
     pub labels: BTreeMap<String, String>,
 }
 
+/// `/v1/schedule`: when the next snapshots are due, and how the last ones went.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ScheduleReply {
+    /// The volume's id, as snapshots name it.
+    pub volume: String,
+    pub status: SnapshotsStatus,
+    pub upcoming_ns: Vec<WallNs>,
+    pub keep: Retention,
+    pub prune_every_s: u64,
+    pub verify_bytes_per_day: u64,
+}
+
+/// `/v1/events?follow=true`: the latest events, and with `follow` those that come. One [`EventLine`] per line; empty lines mean nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsQuery {
+    #[serde(default)]
+    pub follow: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum EventLine {
+    /// The last line, when the daemon ends it.
+    Ended {
+        ended: String,
+    },
+    Event(Event),
+}
+
 /// Begins to record a trace of accesses, taken bit by bit from `/v1/trace`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -389,18 +427,21 @@ pub struct DoneReply {
 #[cfg(test)]
 mod tests {
     use super::{ErrorReply, Health, JobReply, JobState, StatusReply, StopRequest};
+    use crate::jobs::cadence::SnapshotsStatus;
     use crate::jobs::migrate::MoverStatus;
     use crate::volume::VolumeStatus;
 
     #[test]
     fn health_is_judged() {
-        let healthy = VolumeStatus::default();
-        assert_eq!(StatusReply::judge(&healthy, 0), (Health::Healthy, vec![]));
+        let (healthy, fine) = (VolumeStatus::default(), SnapshotsStatus::default());
+        let late = SnapshotsStatus { failures_in_row: 1, ..SnapshotsStatus::default() };
+        assert_eq!(StatusReply::judge(&healthy, 0, &late).0, Health::Degraded);
+        assert_eq!(StatusReply::judge(&healthy, 0, &fine), (Health::Healthy, vec![]));
         let degraded = VolumeStatus { degraded: vec!["tier hdd: EIO".into()], ..VolumeStatus::default() };
-        assert_eq!(StatusReply::judge(&degraded, 0), (Health::Degraded, vec!["tier hdd: EIO".into()]));
-        assert_eq!(StatusReply::judge(&healthy, 2).0, Health::Degraded);
+        assert_eq!(StatusReply::judge(&degraded, 0, &fine), (Health::Degraded, vec!["tier hdd: EIO".into()]));
+        assert_eq!(StatusReply::judge(&healthy, 2, &fine).0, Health::Degraded);
         let read_only = VolumeStatus { read_only: Some("log: EIO".into()), ..degraded };
-        let (health, reasons) = StatusReply::judge(&read_only, 0);
+        let (health, reasons) = StatusReply::judge(&read_only, 0, &fine);
         assert_eq!((health, reasons.len(), reasons[0].as_str()), (Health::ReadOnly, 2, "log: EIO"));
     }
 
@@ -437,6 +478,7 @@ mod tests {
             warnings: vec![],
             volume: VolumeStatus::default(),
             mover: MoverStatus::default(),
+            snapshots: SnapshotsStatus::default(),
         };
         let value = serde_json::to_value(&status).expect("encodes");
         let back: StatusReply = serde_json::from_value(value.clone()).expect("decodes");

@@ -4,13 +4,14 @@
 //! changes something is logged with its sender.
 
 use super::errands::Errands;
+use super::events::{self, HEALTH_EVERY, HealthWatch};
 use super::insight;
 use super::metrics;
 use super::placement;
 use super::protocol::{
-    self, CheckRequest, DoneReply, ErrorReply, ExplainQuery, ExplainReply, HeatQuery, HeatReply, HistoryReply,
-    JobReply, PinRequest, PlanQuery, PlanReply, SnapshotRequest, StatusReply, StopRequest, TiersReply, TopReply,
-    TraceRequest, TracedFiles, WhatIfQuery, WhatIfReply, WhyQuery, WhyReply,
+    self, CheckRequest, DoneReply, ErrorReply, EventsQuery, ExplainQuery, ExplainReply, HeatQuery, HeatReply,
+    HistoryReply, JobReply, PinRequest, PlanQuery, PlanReply, ScheduleReply, SnapshotRequest, StatusReply, StopRequest,
+    TiersReply, TopReply, TraceRequest, TracedFiles, WhatIfQuery, WhatIfReply, WhyQuery, WhyReply,
 };
 use super::snapshots;
 use super::socket::Socket;
@@ -91,6 +92,7 @@ pub fn start(served: Arc<Served>) -> Result<Box<dyn Control>> {
     };
     let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel::<()>();
+    runtime.spawn(watch_health(Context { served: Arc::clone(&served), errands: Arc::default() }));
     let router = router(Context { served, errands: Arc::default() }).into_make_service_with_connect_info::<Peer>();
     let thread = std::thread::Builder::new()
         .name("control".to_owned())
@@ -128,6 +130,8 @@ fn router(context: Context) -> Router {
         .route(protocol::SETTLE, post(settle))
         .route(protocol::CHECKPOINT, post(checkpoint))
         .route(protocol::SNAPSHOTS, post(snapshot))
+        .route(protocol::SCHEDULE, get(schedule))
+        .route(protocol::EVENTS, get(follow_events))
         .route(protocol::TRACE, get(trace))
         .route(protocol::TRACE_START, post(start_trace))
         .route(protocol::TRACE_STOP, post(stop_trace))
@@ -172,6 +176,11 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         (self.0, Json(ErrorReply { error: self.1.replace('\n', " ") })).into_response()
     }
+}
+
+/// One line, with its status.
+pub(super) fn refusal(code: StatusCode, line: String) -> Response {
+    Failure(code, line).into_response()
 }
 
 impl From<Error> for Failure {
@@ -226,7 +235,8 @@ async fn wrong_method(request: Request) -> Failure {
 fn status_of(served: &Served) -> StatusReply {
     let volume = served.volume.status();
     let namespace = served.namespace.stats();
-    let (health, reasons) = StatusReply::judge(&volume, namespace.untrusted_files);
+    let snapshots = served.keeper.status();
+    let (health, reasons) = StatusReply::judge(&volume, namespace.untrusted_files, &snapshots);
     let (mover, block_bytes) = (served.mover.status(), served.volume.block_bytes());
     StatusReply {
         name: served.settings.name.clone(),
@@ -243,6 +253,25 @@ fn status_of(served: &Served) -> StatusReply {
         warnings: StatusReply::warn(&volume, &mover, block_bytes),
         volume,
         mover,
+        snapshots,
+    }
+}
+
+/// Publishes changes of health, as long as the server runs.
+async fn watch_health(context: Context) {
+    let mut watch = HealthWatch::new();
+    loop {
+        let looked = blocking(context.clone(), |context| {
+            let (volume, untrusted) =
+                (context.served.volume.status(), context.served.namespace.stats().untrusted_files);
+            Ok(StatusReply::judge(&volume, untrusted, &context.served.keeper.status()))
+        });
+        if let Ok((health, reasons)) = looked.await
+            && let Some(what) = watch.look(health, &reasons)
+        {
+            context.served.publish(what);
+        }
+        tokio::time::sleep(HEALTH_EVERY).await;
     }
 }
 
@@ -337,6 +366,17 @@ async fn settle(State(context): State<Context>) -> Answer<JobReply> {
 async fn snapshot(State(context): State<Context>, bytes: Bytes) -> Answer<JobReply> {
     let request: SnapshotRequest = body(&bytes)?;
     blocking(context, move |context| snapshots::create(&context.served, &context.errands, request)).await.map(Json)
+}
+
+async fn schedule(State(context): State<Context>) -> Answer<ScheduleReply> {
+    blocking(context, |context| Ok(snapshots::schedule(&context.served))).await.map(Json)
+}
+
+async fn follow_events(
+    State(context): State<Context>,
+    query: Parameters<EventsQuery>,
+) -> std::result::Result<Response, Failure> {
+    Ok(events::answer(&context.served.keeper.events, &parameters(query)?))
 }
 
 async fn checkpoint(State(context): State<Context>) -> Answer<DoneReply> {

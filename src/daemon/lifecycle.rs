@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::fuse;
 use crate::heat::{HeatSettings, Recorder};
 use crate::jobs::TierPlan;
+use crate::jobs::events::What;
 use crate::jobs::forecaster::ForecasterSettings;
 use crate::jobs::migrate::{FileRules, Mover, MoverSettings};
 use crate::namespace::Namespace;
@@ -285,7 +286,9 @@ impl Running {
         self.tell_when_unmounted(events)?;
         let (rules, served) = (Arc::clone(&self.rules), Arc::clone(&self.served));
         self.served.mover.start(move || learn_paths(&rules, &served))?;
+        self.served.publish(What::Mounted { mount: self.point.display().to_string() });
         let control = start_control(Arc::clone(&self.served))?;
+        self.served.keeper.start()?;
         tracing::info!("serving {} on {}", self.served.settings.name, self.point.display());
         notify(&Notice::Ready);
         notify(&Notice::Status(&format!("serving {}", self.point.display())));
@@ -333,6 +336,8 @@ impl Running {
     /// Makes durable what there is, while the mount still serves: whatever comes next, little is left to do.
     fn begin_to_stop(&self) {
         notify(&Notice::Stopping);
+        self.served.publish(What::Stopping);
+        self.served.keeper.stop();
         let _patience = Patience::ask();
         notify(&Notice::Status("stopping: checkpoint"));
         self.served.set_stopping("checkpoint".to_owned());
@@ -381,6 +386,7 @@ impl Running {
         let _patience = Patience::ask();
         notify(&Notice::Status("stopping: bringing everything to the tiers"));
         self.served.set_stopping("bringing everything to the tiers".to_owned());
+        self.served.keeper.stop();
         self.served.mover.stop();
         self.served.namespace.close();
         self.served.volume.shut_down()?;

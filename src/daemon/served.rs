@@ -3,6 +3,8 @@
 use super::settings::Settings;
 use crate::device::clock::monotonic_now;
 use crate::error::Result;
+use crate::jobs::cadence::Keeper;
+use crate::jobs::events::{Events, What};
 use crate::jobs::migrate::Mover;
 use crate::namespace::Namespace;
 use crate::units::FileId;
@@ -27,6 +29,7 @@ pub struct Served {
     pub volume: Arc<Volume>,
     pub namespace: Arc<Namespace>,
     pub mover: Arc<Mover>,
+    pub keeper: Arc<Keeper>,
     started: Instant,
     events: Sender<Event>,
     stopping: Mutex<Option<String>>,
@@ -40,7 +43,19 @@ impl Served {
         mover: Arc<Mover>,
         events: Sender<Event>,
     ) -> Served {
-        Served { settings, volume, namespace, mover, started: monotonic_now(), events, stopping: Mutex::new(None) }
+        let keeper = Keeper::new(
+            settings.snapshot.keeper(&settings.name, &settings.mount_path()),
+            Arc::clone(&volume),
+            Box::new(Arc::clone(&namespace)),
+            Arc::new(Events::default()),
+        );
+        let (started, stopping) = (monotonic_now(), Mutex::new(None));
+        Served { settings, volume, namespace, mover, keeper, started, events, stopping }
+    }
+
+    /// Tells whoever listens what happened.
+    pub fn publish(&self, what: What) {
+        self.keeper.events.publish(what);
     }
 
     pub fn uptime(&self) -> Duration {

@@ -69,6 +69,23 @@ pub const KEYS: &[&str] = &[
     "snapshot.busy_share",
     "snapshot.bytes_per_second",
     "snapshot.staging",
+    "snapshot.schedule",
+    "snapshot.prune_every",
+    "snapshot.keep.last",
+    "snapshot.keep.hourly",
+    "snapshot.keep.daily",
+    "snapshot.keep.weekly",
+    "snapshot.keep.monthly",
+    "snapshot.keep.yearly",
+    "snapshot.verify.bytes_per_day",
+    "snapshot.hooks.before",
+    "snapshot.hooks.after",
+    "snapshot.hooks.done",
+    "snapshot.hooks.failure",
+    "snapshot.hooks.limit",
+    "snapshot.postgresql.connection",
+    "snapshot.postgresql.run_as",
+    "snapshot.postgresql.limit",
 ];
 
 /// The tables of the file.
@@ -440,7 +457,7 @@ fn read_forecast(forecast: &mut Section) -> Result<ForecastSettings> {
 pub(super) fn refuse_unknown(section: &Section, prefix: &str) -> Result<()> {
     for (name, value) in section.names() {
         let key = format!("{prefix}{name}");
-        let is_table = prefix.is_empty() && TABLES.contains(&name.as_str());
+        let is_table = KEYS.iter().any(|known| known.strip_prefix(&key).is_some_and(|rest| rest.starts_with('.')));
         if is_table || KEYS.contains(&key.as_str()) {
             continue;
         }
@@ -553,7 +570,10 @@ mod tests {
                 Some((list @ ("tier" | "rule"), leaf)) => {
                     table[list].as_array().is_some_and(|entries| entries.iter().any(|entry| entry.get(leaf).is_some()))
                 }
-                Some((section, leaf)) => table.get(section).is_some_and(|section| section.get(leaf).is_some()),
+                Some((section, rest)) => {
+                    let section = table.get(section);
+                    rest.split('.').fold(section, |within, name| within.and_then(|table| table.get(name))).is_some()
+                }
             };
             assert!(found, "etc/heatfs/example.toml lacks {key}");
         }

@@ -1,5 +1,5 @@
 //! Long jobs, where a decision meets an effect: adopting a directory, giving it back, migrating blocks, checking and dumping what is on disk,
-//! replaying traces and predicting for other programs.
+//! replaying traces and predicting for other programs, taking snapshots and keeping them.
 //!
 //! Adoption and release may be cut off anywhere and be run again; they go on where they stopped. The volume's phase in tier 0's identity
 //! says where that is.
@@ -7,11 +7,14 @@
 pub mod adopt;
 mod attributes;
 mod backing;
+pub mod cadence;
 pub mod check;
 pub mod doctor;
 pub mod dump;
+pub mod events;
 pub mod forecaster;
 mod home;
+pub mod hooks;
 pub mod migrate;
 mod mirror;
 mod mounts;

@@ -133,14 +133,14 @@ impl Pace {
         let mut looks = self.looks.lock();
         let elapsed = looks.at.elapsed();
         if elapsed >= LOOK_EVERY {
-            looks.look(self.volume.activity(), processor_times(), elapsed);
+            looks.look(self.volume.activity(), processor_times(), elapsed, self.volume.mark_room_used());
         }
         looks.share.get()
     }
 }
 
 impl Looks {
-    fn look(&mut self, activity: Activity, processors: Option<ProcessorTimes>, elapsed: Duration) {
+    fn look(&mut self, activity: Activity, processors: Option<ProcessorTimes>, elapsed: Duration, room_used: f64) {
         let before = std::mem::replace(&mut self.activity, activity);
         let idle = processors.zip(self.processors).and_then(|(now, then)| now.idle_share_since(&then));
         self.processors = processors;
@@ -153,6 +153,7 @@ impl Looks {
             idle,
             slow_readers: Duration::from_micros(longest).div_duration_f64(elapsed),
             slow_commits: self.commits.sample(now.log_groups, now.log_group_us),
+            room_used,
         };
         self.share.look(&signs);
     }
@@ -180,7 +181,7 @@ mod tests {
         };
         let second = Duration::from_secs(1);
         let mut look = |activity, processors| {
-            looks.look(activity, processors, second);
+            looks.look(activity, processors, second, 0.0);
             looks.share.get()
         };
         assert!((look(activity(3, 0), processors(20, 200)) - 1.0).abs() < 1e-9, "nobody is there");

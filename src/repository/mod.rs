@@ -72,7 +72,7 @@ pub use root::{Consistency, Root, SnapshotMeta, SnapshotStats};
 pub use snapshot::{NameChange, Snapshot};
 pub use stats::RepositoryStats;
 pub use transfer::{COPIED_FROM, CopyBase};
-pub use verify::{Hurt, HurtFile, VerifyOptions, VerifyReport};
+pub use verify::{Hurt, HurtFile, VerifyOptions, VerifyReport, VerifyStanding};
 pub use writer::{Stored, Writer, WriterOptions};
 
 use crate::device::{Device, OpenMode};

@@ -28,7 +28,7 @@ pub struct SnapshotMeta {
     pub taken: WallNs,
     pub consistency: Consistency,
     pub labels: BTreeMap<String, String>,
-    /// What the database said when its backup mode ended (PostgreSQL: backup_label and tablespace_map).
+    /// What the database said when its backup mode ended; empty: it took no part. The repository does not look into it (`jobs::hooks` does).
     pub backup_label: Vec<u8>,
 }
 

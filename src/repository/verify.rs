@@ -78,6 +78,15 @@ pub struct HurtFile {
     pub ranges: Vec<(u64, u64)>,
 }
 
+/// How verification stands, by the ledger.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VerifyStanding {
+    /// When a pack was verified last; None: none ever was.
+    pub last: Option<WallNs>,
+    /// Packs that are still there and were not sound.
+    pub damaged: u64,
+}
+
 /// Per pack: when it was verified last, and whether it was sound.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 struct Ledger {
@@ -130,6 +139,13 @@ impl Repository {
             }
         }
         Ok(report)
+    }
+
+    /// Reads the ledger only.
+    pub fn verify_standing(&self) -> Result<VerifyStanding> {
+        let (ledger, view) = (self.ledger(), self.store.index.view(&self.store.small)?);
+        let damaged = ledger.packs.iter().filter(|(pack, (_, sound))| !sound && view.packs.contains(pack)).count();
+        Ok(VerifyStanding { last: ledger.packs.values().map(|(when, _)| *when).max(), damaged: damaged as u64 })
     }
 
     fn ledger(&self) -> Ledger {

@@ -315,6 +315,16 @@ impl Volume {
         self.staging.set_limit(bytes);
     }
 
+    /// How much of the room is used that is there for saving what pending marks need, 0 to 1: at 1 the oldest of them is given up. Cheap.
+    pub fn mark_room_used(&self) -> f64 {
+        if !self.marks.any() {
+            return 0.0;
+        }
+        #[allow(clippy::cast_precision_loss, reason = "a share needs no more")]
+        let share = |used: u64, limit: u64| (used as f64 / limit.max(1) as f64).min(1.0);
+        share(self.staging.used_bytes(), self.staging.limit_bytes())
+    }
+
     /// The snapshot is published: from now on it may be a parent, durably so. `oldest_parent`: no older one will be asked for again, None: none
     /// older than this. Then the mark is released.
     pub fn publish_mark(&self, mark: &Mark, oldest_parent: Option<Uuid>) -> Result<()> {
@@ -452,6 +462,7 @@ impl Volume {
             failed: get(&self.marks.failed),
             stall_us_max: get(&self.marks.stall_us_max),
             stall_us_p99: self.marks.stall_us_p99(),
+            stalls: self.marks.stalls.iter().map(get).collect(),
         }
     }
 

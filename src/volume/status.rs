@@ -50,6 +50,9 @@ pub struct MarkStatus {
     /// How long a mark kept writers waiting, in microseconds: the longest, and the bound that 99 of 100 kept.
     pub stall_us_max: u64,
     pub stall_us_p99: u64,
+    /// How many there were of less than 1, 2, 4, ... microseconds; longer ones are among the last.
+    #[serde(default)]
+    pub stalls: Vec<u64>,
 }
 
 /// The log at one moment.

@@ -149,10 +149,19 @@ impl Bench {
 
     /// With further environment.
     pub fn start_with(&mut self, environment: &[(&str, &str)]) {
+        self.start_until(environment, |output| output.status.success());
+    }
+
+    /// Although the volume is not healthy.
+    pub fn start_anyway(&mut self) {
+        self.start_until(&[], |output| output.status.success() || !output.stdout.is_empty());
+    }
+
+    fn start_until(&mut self, environment: &[(&str, &str)], good: impl Fn(&Output) -> bool) {
         let log = fs::File::options().create(true).append(true).open(self.path("daemon.log")).unwrap();
         let mut child =
             self.daemon_command().envs(environment.iter().copied()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let answers = || self.heatfs(&["status"]).output().unwrap().status.success();
+        let answers = || good(&self.heatfs(&["status"]).output().unwrap());
         let up = wait_until(60, || answers() || child.try_wait().unwrap().is_some());
         assert!(up && child.try_wait().unwrap().is_none(), "the daemon does not serve:\n{}", self.log());
         self.daemon = Some(child);

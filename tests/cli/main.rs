@@ -3,8 +3,10 @@
 //! Tests that mount say so and pass where there is no FUSE, unless `HEATFS_REQUIRE_ALL` is set: then they fail.
 
 mod bench;
+mod cadence;
 mod doctor;
 mod mounting;
+mod postgres;
 mod snapshots;
 mod traces;
 mod usage;

@@ -45,17 +45,8 @@ struct FileView {
 /// Calls `each` with every block that has a score to expect: with heat left, near one that has, or with a season to come.
 pub(super) fn visit(file: &FileHistory, around: &Surroundings, mut each: impl FnMut(u64, &Shard, usize, Features)) {
     let view = view_of(file);
-    let mut heats = [0.0f32; SHARD_BLOCKS + 2 * REACH];
     for (number, shard) in &file.shards {
-        heats.fill(0.0);
-        let side = |number: Option<u64>| number.and_then(|number| file.shards.get(&number));
-        if let Some(left) = side(number.checked_sub(1)) {
-            copy_heats(&left.records[SHARD_BLOCKS - REACH..], &mut heats[..REACH]);
-        }
-        copy_heats(&shard.records, &mut heats[REACH..REACH + SHARD_BLOCKS]);
-        if let Some(right) = side(number.checked_add(1)) {
-            copy_heats(&right.records[..REACH], &mut heats[REACH + SHARD_BLOCKS..]);
-        }
+        let heats = heats_around(file, *number, shard);
         for index in 0..SHARD_BLOCKS {
             let block = first_block(*number) + u64::try_from(index).unwrap_or(0);
             if block > view.tail {
@@ -67,6 +58,29 @@ pub(super) fn visit(file: &FileHistory, around: &Surroundings, mut each: impl Fn
             }
         }
     }
+}
+
+/// Those of one block; None where it has no score to expect, or is known only as a part of its shard.
+pub(super) fn of_block(file: &FileHistory, around: &Surroundings, block: u64) -> Option<Features> {
+    let index = usize::try_from(block % first_block(1)).ok()?;
+    let number = block / first_block(1);
+    let shard = file.shards.get(&number)?;
+    let heats = heats_around(file, number, shard);
+    features_of(shard, index, block, &heats[index..=index + 2 * REACH], &view_of(file), around)
+}
+
+/// The heats of a shard's blocks, with as many on each side as are looked at.
+fn heats_around(file: &FileHistory, number: u64, shard: &Shard) -> [f32; SHARD_BLOCKS + 2 * REACH] {
+    let mut heats = [0.0f32; SHARD_BLOCKS + 2 * REACH];
+    let side = |number: Option<u64>| number.and_then(|number| file.shards.get(&number));
+    if let Some(left) = side(number.checked_sub(1)) {
+        copy_heats(&left.records[SHARD_BLOCKS - REACH..], &mut heats[..REACH]);
+    }
+    copy_heats(&shard.records, &mut heats[REACH..REACH + SHARD_BLOCKS]);
+    if let Some(right) = side(number.checked_add(1)) {
+        copy_heats(&right.records[..REACH], &mut heats[REACH + SHARD_BLOCKS..]);
+    }
+    heats
 }
 
 fn copy_heats(records: &[super::record::BlockRecord], heats: &mut [f32]) {

@@ -10,6 +10,7 @@
 mod features;
 mod forest;
 mod history;
+mod reasons;
 mod record;
 mod saved;
 mod season;
@@ -19,6 +20,7 @@ mod training;
 
 pub use forest::ModelError;
 pub use history::{Access, FileClass};
+pub use reasons::Mattered;
 pub(super) use record::Half;
 pub use record::{DECAYS, HALF_LIVES_EPOCHS, PLAIN_DECAY};
 

@@ -40,6 +40,21 @@ fn a_cycle_is_predicted_before_its_hour() {
     assert!(mean(64, Predictor::PLAIN) < mean(0, Predictor::PLAIN));
 }
 
+#[test]
+fn what_is_expected_has_reasons() {
+    let mut forecast = Forecast::new(ForecastSettings::default());
+    assert!(forecast.reasons(FileId(1), BlockNo(70)).is_empty(), "no model yet");
+    (0..32 * 3 + 8).for_each(|epoch| drop(day(&mut forecast, epoch)));
+    // It was not accessed for a long time, but its hour comes: only the cycle can tell.
+    let reasons = forecast.reasons(FileId(1), BlockNo(70));
+    let first = reasons.first().expect("a reason");
+    assert!(first.what.contains("cycle") && first.accesses > 0.5, "{reasons:?}");
+    assert!(reasons.windows(2).all(|pair| pair[0].accesses.abs() >= pair[1].accesses.abs()));
+    assert!(
+        forecast.reasons(FileId(1), BlockNo(9999)).is_empty() && forecast.reasons(FileId(7), BlockNo(0)).is_empty()
+    );
+}
+
 /// The model needs a change or two of the hour to believe in the cycle; the cycle's own prediction has all it needs after the first day.
 #[test]
 fn the_second_day_is_known_from_the_first() {

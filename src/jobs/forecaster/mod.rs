@@ -19,7 +19,7 @@ pub use status::{ContenderStatus, ForecastStatus};
 use crate::device::Device;
 use crate::device::clock::{Instant, monotonic_now, thread_cpu_time, wall_now};
 use crate::heat::forecast::{
-    BlockScores, EpochClock, FileClass, Forecast, ForecastSettings, ModelError, ModelState, Predictor, Scores,
+    BlockScores, EpochClock, FileClass, Forecast, ForecastSettings, Mattered, ModelError, ModelState, Predictor, Scores,
 };
 use crate::heat::{Event, Expecting, Recorder};
 use crate::policy::gate::{Contender, Gate};
@@ -73,6 +73,9 @@ impl Default for ForecasterSettings {
         }
     }
 }
+
+/// How long a question waits for the model.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A staged block.
 pub(super) type Staged = Staging<(FileId, BlockNo)>;
@@ -374,6 +377,15 @@ impl Forecaster {
         let staging = self.staging.lock();
         (status.staging_blocks, status.staged_blocks) = (staging.capacity() as u64, staging.len() as u64);
         status
+    }
+
+    /// What mattered for what the model expects of a block; nothing while something else is believed, or the model is busy.
+    pub fn reasons(&self, file: FileId, block: BlockNo) -> Vec<Mattered> {
+        let Some(inner) = self.inner.try_lock_for(PATIENCE) else { return Vec::new() };
+        match inner.gate.choice().predictor {
+            Predictor::Model => inner.forecast.reasons(file, block),
+            _ => Vec::new(),
+        }
     }
 
     fn show(&self, inner: &Inner) {

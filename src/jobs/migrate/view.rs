@@ -4,6 +4,7 @@ use super::insight::Counterpart;
 use super::journal::JournalEntry;
 use super::{Mover, Tally};
 use crate::error::Result;
+use crate::heat::forecast::Mattered;
 use crate::heat::{Evidence, RecorderStatus};
 use crate::jobs::forecaster::ForecastStatus;
 use crate::policy::placement::{Pin, TierOutlook};
@@ -24,6 +25,9 @@ pub struct Explanation {
     /// Who is believed about the heat, and why.
     pub believed: String,
     pub believed_because: String,
+    /// What the model goes by, if it is believed: the weightiest first.
+    #[serde(default)]
+    pub mattered: Vec<Mattered>,
     /// Rank among all blocks: 0 is coldest, 1 hottest.
     pub temperature: f32,
     pub pinned_to: Option<String>,
@@ -152,6 +156,7 @@ impl Mover {
             evidence: self.recorder.evidence(file, block),
             believed: forecast.believed(),
             believed_because: forecast.because(),
+            mattered: self.forecaster.reasons(file, block),
             copy_on: copy.and_then(|tier| self.name_of(tier)),
             exchanged_with: self.counterpart(&history, tier),
             next_review_s: self.next_review_s(moved),

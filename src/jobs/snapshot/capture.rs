@@ -1,5 +1,6 @@
 //! The bytes of a snapshot: several files at once, of each only what changed.
 
+use super::pages::Pages;
 use super::{Source, Tally};
 use crate::error::{Error, Result};
 use crate::jobs::streams;
@@ -23,6 +24,7 @@ pub(super) struct Capture<'a> {
     /// The parent's mark, if the volume knows what changed since.
     pub parent: Option<Uuid>,
     pub tally: &'a Tally,
+    pub pages: &'a Pages,
 }
 
 /// What has to be read of a file.
@@ -150,6 +152,7 @@ impl Capture<'_> {
             let why = format!("only {filled} of {} bytes at {at} could be read for the snapshot", part.len());
             return Err(Error::Untrusted { file: file.file, why });
         }
+        self.pages.check(file.file, at, part);
         Ok(())
     }
 }

@@ -6,15 +6,19 @@
 
 mod capture;
 mod names;
+mod pages;
 
 pub use names::{ImageEntry, Inode, Moment, Names};
+pub use pages::{BadPage, PageReport};
 
 use crate::device::clock::{monotonic_now, wall_now};
 use crate::device::real::RealDevice;
 use crate::error::{Error, Result};
+use crate::jobs::hooks::{BackupLabel, Hooks};
 use crate::jobs::pace::Pace;
 use crate::repository::{Consistency, Repository, Root, SnapshotMeta, WriterOptions};
 use crate::volume::{FileAt, Mark, Volume};
+use pages::{PageFiles, Pages};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -25,6 +29,10 @@ use uuid::Uuid;
 
 /// Label under which a snapshot notes the engine's name of its mark: by it the volume knows what changed since.
 const LABEL_MARK: &str = "heatfs.mark";
+/// Label under which it notes what was found of its pages' checksums, as JSON.
+const LABEL_PAGES: &str = "heatfs.pages";
+/// Label under which it notes what failed of the hooks after the moment.
+const LABEL_TROUBLE: &str = "heatfs.trouble";
 /// Labels that start with this are ours.
 pub const LABEL_PREFIX: &str = "heatfs.";
 /// Longest key and value of a label, in bytes.
@@ -58,6 +66,8 @@ pub struct Source<'a> {
     pub repository: &'a Repository,
     /// Files captured at once, at least 1.
     pub streams: usize,
+    /// What is done around the moment.
+    pub hooks: &'a Hooks,
     /// What keeps the capture out of the way of the volume's users.
     pub pace: Pace,
 }
@@ -80,6 +90,20 @@ pub struct SnapshotInfo {
     pub new_bytes: u64,
     /// What it added to the repository.
     pub stored_bytes: u64,
+    /// PostgreSQL's checksums of its pages; None: no cluster in it has any.
+    #[serde(default)]
+    pub pages: Option<PageReport>,
+    /// What PostgreSQL said of its backup mode.
+    #[serde(default)]
+    pub backup_label: Option<BackupLabel>,
+    /// What failed after the moment was taken, of what was to be done for the database.
+    #[serde(default)]
+    pub trouble: Option<String>,
+}
+
+/// What a snapshot says about the checksums of its pages.
+fn page_report(root: &Root) -> Option<PageReport> {
+    serde_json::from_str(root.meta.labels.get(LABEL_PAGES)?).ok()
 }
 
 impl SnapshotInfo {
@@ -100,6 +124,10 @@ impl SnapshotInfo {
             logical_bytes: root.stats.logical_bytes,
             new_bytes: root.stats.new_raw_bytes,
             stored_bytes: root.stats.stored_bytes,
+            pages: page_report(root),
+            // One that does not read is not worth more here than none: `restore` says what is wrong with it.
+            backup_label: BackupLabel::decode(&root.meta.backup_label).ok().flatten(),
+            trouble: root.meta.labels.get(LABEL_TROUBLE).cloned(),
         }
     }
 }
@@ -187,27 +215,39 @@ fn take_once(source: &Source<'_>, mut labels: BTreeMap<String, String>, tally: &
         search_repository: parent.mark.is_none(),
     })?;
     let id = Uuid::new_v4();
+    let held = source.hooks.hold()?;
     let moment = source.names.begin()?;
-    let mark = moment.take(&|| source.volume.mark(id))?;
-    let pending = Pending { volume: source.volume, mark };
+    let taken = moment.take(&|| source.volume.mark(id));
+    let around = held.let_go();
+    let pending = Pending { volume: source.volume, mark: taken? };
     let mark = &pending.mark;
     source.volume.wait_for_mark(mark)?;
     let files: HashMap<_, FileAt> = source.volume.files_at(mark)?.into_iter().map(|file| (file.file, file)).collect();
-    let (names, named) = names::write(&*moment, &writer, &files)?;
+    let mut pages = PageFiles::default();
+    let (names, named) = names::write(&*moment, &writer, &files, &mut pages)?;
     drop(moment);
     let named_after = began.elapsed();
-    capture::Capture { source, writer: &writer, mark, parent: parent.mark, tally }.run(named)?;
+    let read = |file, at, buf: &mut [u8]| source.volume.read_at(mark, file, at, buf);
+    let pages = Pages::open(pages, parent.root.as_ref().and_then(page_report).as_ref(), &read)?;
+    capture::Capture { source, writer: &writer, mark, parent: parent.mark, tally, pages: &pages }.run(named)?;
     let captured_after = began.elapsed();
     labels.insert(LABEL_MARK.to_owned(), id.to_string());
+    if let Some(report) = pages.report() {
+        // Plain data: encoding it cannot fail.
+        labels.insert(LABEL_PAGES.to_owned(), serde_json::to_string(&report).unwrap_or_default());
+    }
+    if let Some(trouble) = around.trouble {
+        labels.insert(LABEL_TROUBLE.to_owned(), trouble);
+    }
     let root = writer.commit(
         names,
         SnapshotMeta {
             lsn: mark.lsn,
             epoch: u64::from(mark.epoch),
             taken: mark.wall,
-            consistency: Consistency::Crash,
+            consistency: if around.label.is_some() { Consistency::App } else { Consistency::Crash },
             labels,
-            backup_label: Vec::new(),
+            backup_label: around.label.map(|label| label.encode()).unwrap_or_default(),
         },
     )?;
     // The snapshot exists. If the volume cannot note it, the next one compares with it instead.

@@ -1,5 +1,6 @@
 //! The names of a snapshot: the namespace's image, as the repository keeps it.
 
+use super::pages::PageFiles;
 use crate::error::{Error, Result};
 use crate::repository::{self, Entry, EntryKind, Writer};
 use crate::units::{FileId, WallNs};
@@ -55,11 +56,12 @@ pub trait Moment {
     fn walk(&self, visit: &mut dyn FnMut(&ImageEntry<'_>) -> Result<()>) -> Result<()>;
 }
 
-/// Writes all names, and lists the files that they lead to, each once.
+/// Writes all names, and lists the files that they lead to, each once. `pages` takes note of those that it wants to look at.
 pub(super) fn write(
     moment: &dyn Moment,
     writer: &Writer<'_>,
     files: &HashMap<FileId, FileAt>,
+    pages: &mut PageFiles,
 ) -> Result<(repository::Names, Vec<FileAt>)> {
     let mut names = writer.namespace();
     let mut listed: HashSet<FileId> = HashSet::new();
@@ -69,6 +71,7 @@ pub(super) fn write(
         if let EntryKind::File { file } = entry.kind
             && listed.insert(file)
         {
+            pages.meet(met.path, file);
             // Without a row it was made and never written.
             named.push(files.get(&file).cloned().unwrap_or(FileAt { file, size_bytes: 0, mtime: None }));
         }

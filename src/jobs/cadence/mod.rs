@@ -1,0 +1,287 @@
+//! The keeper of a volume's snapshots: takes them, when asked or by the calendar, one at a time; deletes what no rule keeps; prunes and verifies the
+//! repository within their budgets; and remembers how all that went.
+//!
+//! One thread does what is scheduled, so nothing of it ever overlaps. When it is due, it is due: a failure is told, retried ever more rarely, and counts
+//! until a snapshot succeeds. What is known is read from the repository, not from a file of our own: when the last snapshot was taken, and when
+//! which pack was verified. So a daemon that was down goes on where the repository is, and a repository that comes back is looked at anew.
+//!
+//! Retention and prune look at no clock: retention compares snapshots with each other, and prune goes by generations, so either may run
+//! beside other writers of the repository.
+
+mod calendar;
+mod status;
+mod thread;
+
+pub use calendar::Calendar;
+pub use status::SnapshotsStatus;
+
+use super::events::{Events, What};
+use super::hooks::{HookSettings, Hooks};
+use super::pace::Pace;
+use super::relations::Relations;
+use super::snapshot::{self, Names, PageReport, SnapshotInfo, Source, Tally, open_repository};
+use crate::device::clock::{monotonic_now, wall_now};
+use crate::error::{Error, Result};
+use crate::repository::{Repository, Retention, Root, SnapshotId, Verdict, judge};
+use crate::units::WallNs;
+use crate::volume::Volume;
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Wrong pages that are logged with the names of their relations.
+const PAGES_LOGGED: usize = 20;
+
+/// Why a snapshot is taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    Request,
+    Schedule,
+}
+
+impl Reason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Request => "request",
+            Reason::Schedule => "schedule",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeeperSettings {
+    /// The volume's name, for hooks.
+    pub name: String,
+    pub mount: PathBuf,
+    /// None: no snapshots are taken.
+    pub repository: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// Files captured at once.
+    pub streams: usize,
+    /// Share of its time that each stream works while others need the machine, and what all together read at most.
+    pub busy_share: f64,
+    pub bytes_per_second: u64,
+    pub staging_bytes: u64,
+    pub hooks: HookSettings,
+    pub calendar: Calendar,
+    pub keep: Retention,
+    /// Least time between two prunes.
+    pub prune_every: Duration,
+    /// 0: nothing is verified.
+    pub verify_bytes_per_day: u64,
+}
+
+/// See the head of this file.
+pub struct Keeper {
+    pub settings: KeeperSettings,
+    pub events: Arc<Events>,
+    volume: Arc<Volume>,
+    names: Box<dyn Names + Send>,
+    /// Whoever takes a snapshot holds it.
+    alone: Mutex<()>,
+    status: Mutex<SnapshotsStatus>,
+    /// Dropped, the thread ends.
+    running: Mutex<Option<Sender<Infallible>>>,
+}
+
+impl Keeper {
+    pub fn new(
+        settings: KeeperSettings,
+        volume: Arc<Volume>,
+        names: Box<dyn Names + Send>,
+        events: Arc<Events>,
+    ) -> Arc<Keeper> {
+        let status = SnapshotsStatus {
+            repository: settings.repository.as_ref().map(|path| path.display().to_string()),
+            schedule: settings.calendar.texts().to_vec(),
+            ..SnapshotsStatus::default()
+        };
+        Arc::new(Keeper {
+            settings,
+            events,
+            volume,
+            names,
+            alone: Mutex::new(()),
+            status: Mutex::new(status),
+            running: Mutex::new(None),
+        })
+    }
+
+    /// Begins to keep to the schedule.
+    pub fn start(self: &Arc<Keeper>) -> Result<()> {
+        if self.settings.repository.is_none() {
+            return Ok(());
+        }
+        let (run, stopped) = crossbeam_channel::bounded(0);
+        *self.running.lock() = Some(run);
+        let keeper = Arc::clone(self);
+        std::thread::Builder::new()
+            .name("snapshots".to_owned())
+            .spawn(move || thread::run(&keeper, &stopped))
+            .map(drop)
+            .map_err(|error| Error::io("starting thread for", "snapshots", error))
+    }
+
+    /// Nothing more is begun. What is under way is not waited for: every crash leaves the repository sound.
+    pub fn stop(&self) {
+        drop(self.running.lock().take());
+    }
+
+    pub fn status(&self) -> SnapshotsStatus {
+        self.status.lock().clone()
+    }
+
+    pub fn volume_id(&self) -> Uuid {
+        self.volume.volume_id()
+    }
+
+    /// The volume's repository. Errors: `Invalid` when it has none; whatever keeps it from being opened.
+    pub fn repository(&self) -> Result<Repository> {
+        let Some(path) = &self.settings.repository else {
+            return Err(Error::Invalid(
+                "this volume has no repository: set `snapshot.repository` in its settings".to_owned(),
+            ));
+        };
+        open_repository(path, self.settings.key_file.as_deref())
+    }
+
+    /// Takes a snapshot, and returns when it is durable in the repository. Errors: `Busy` while another one is taken.
+    pub fn take(
+        &self,
+        repository: &Repository,
+        reason: Reason,
+        labels: BTreeMap<String, String>,
+        tally: &Tally,
+    ) -> Result<Root> {
+        let Some(_alone) = self.alone.try_lock() else {
+            return Err(Error::Busy("a snapshot is being taken already".to_owned()));
+        };
+        let settings = &self.settings;
+        let _running = Running::begin(self);
+        self.events.publish(What::SnapshotStarted { reason: reason.as_str().to_owned() });
+        self.volume.set_staging_limit(settings.staging_bytes);
+        let hooks = self.hooks(reason);
+        let begun = monotonic_now();
+        let source = Source {
+            volume: &self.volume,
+            names: &*self.names,
+            repository,
+            streams: settings.streams,
+            pace: Pace::new(Arc::clone(&self.volume), settings.busy_share, settings.bytes_per_second),
+            hooks: &hooks,
+        };
+        let outcome = snapshot::take(&source, labels, tally);
+        let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match &outcome {
+            Ok(root) => {
+                self.succeeded(root, reason, elapsed_ms);
+                hooks.done(&root.id.to_string());
+            }
+            Err(error) => self.failed(&error.to_string(), reason),
+        }
+        outcome
+    }
+
+    fn succeeded(&self, root: &Root, reason: Reason, elapsed_ms: u64) {
+        let info = SnapshotInfo::of(root);
+        tracing::info!(id = %root.id, stored_bytes = root.stats.stored_bytes, elapsed_ms, "snapshot");
+        {
+            let mut status = self.status.lock();
+            status.taken += 1;
+            status.failures_in_row = 0;
+            status.last_success_ns = Some(root.meta.taken);
+            status.last_success = Some(info.id.clone());
+            status.last_elapsed_ms = elapsed_ms;
+            status.elapsed_ms += elapsed_ms;
+            status.read_bytes += root.stats.given_bytes;
+            status.new_bytes += root.stats.new_raw_bytes;
+            status.stored_bytes += root.stats.stored_bytes;
+            status.repository_bytes = status.repository_bytes.map(|bytes| bytes + root.stats.stored_bytes);
+            status.repository_snapshots += 1;
+        }
+        self.note_pages(&info.id, info.pages.as_ref());
+        self.events.publish(What::SnapshotFinished {
+            snapshot: info.id,
+            reason: reason.as_str().to_owned(),
+            stored_bytes: root.stats.stored_bytes,
+            elapsed_ms,
+        });
+    }
+
+    /// What the latest snapshot says about its pages.
+    fn note_pages(&self, snapshot: &str, pages: Option<&PageReport>) {
+        let first = pages.and_then(|pages| pages.named.first());
+        let first = first.map(|page| format!("block {} of {}", page.block, page.path));
+        {
+            let mut status = self.status.lock();
+            status.checked_pages += pages.map_or(0, |pages| pages.checked);
+            status.bad_pages = pages.map_or(0, |pages| pages.bad);
+            status.first_bad_page.clone_from(&first);
+        }
+        let Some(pages) = pages.filter(|pages| pages.bad > 0) else { return };
+        let relations = Relations::read(&self.settings.mount);
+        for page in pages.named.iter().take(PAGES_LOGGED) {
+            let relation =
+                relations.name_of(&page.path).unwrap_or_else(|| "a relation without a known name".to_owned());
+            tracing::error!(
+                "snapshot {snapshot}: the checksum of block {} of {} ({relation}) is wrong, on the volume too",
+                page.block,
+                page.path
+            );
+        }
+        let (snapshot, first) = (snapshot.to_owned(), first.unwrap_or_default());
+        self.events.publish(What::PagesDamaged { snapshot, pages: pages.bad, first });
+    }
+
+    /// There is no snapshot, whether it was begun or not.
+    fn failed(&self, error: &str, reason: Reason) {
+        tracing::error!("snapshot ({}): {error}", reason.as_str());
+        {
+            let mut status = self.status.lock();
+            status.failed += 1;
+            status.failures_in_row += u32::from(reason == Reason::Schedule);
+            status.last_failure_ns = Some(wall_now());
+            status.last_failure = Some(error.to_owned());
+        }
+        self.events.publish(What::SnapshotFailed { reason: reason.as_str().to_owned(), error: error.to_owned() });
+        self.hooks(reason).failure(error);
+    }
+
+    fn hooks(&self, reason: Reason) -> Hooks {
+        let (settings, events) = (&self.settings, Arc::clone(&self.events));
+        Hooks::new(&settings.hooks, &settings.name, settings.mount.clone(), reason.as_str(), events)
+    }
+}
+
+/// While a snapshot is taken, however that ends.
+struct Running<'k>(&'k Keeper);
+
+impl Running<'_> {
+    fn begin(keeper: &Keeper) -> Running<'_> {
+        keeper.status.lock().running = true;
+        Running(keeper)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.status.lock().running = false;
+    }
+}
+
+/// What the rules say of each snapshot of one volume, newest first.
+pub fn judged(repository: &Repository, volume: Uuid, keep: &Retention) -> Result<Vec<Verdict>> {
+    let mut pins: BTreeMap<SnapshotId, Vec<String>> = BTreeMap::new();
+    for named in repository.refs()? {
+        pins.entry(named.target).or_default().push(named.name);
+    }
+    let roots = repository.snapshots()?;
+    let own = roots.iter().filter(|root| root.volume == volume);
+    let taken: Vec<(SnapshotId, WallNs)> = own.map(|root| (root.id, root.meta.taken)).collect();
+    Ok(judge(&taken, &pins, keep))
+}
