@@ -139,8 +139,7 @@ fn explanation(reply: &ExplainReply) -> String {
     let found = &reply.explanation;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{name:<12}{value}");
+        let _ = writeln!(text, "{name:<12}{value}"); // Into a String: it cannot fail.
     };
     let (start, end) = (found.block.0 * reply.block_bytes, (found.block.0 + 1) * reply.block_bytes);
     line("file", format!("{} ({}, id {})", reply.path, rounded_bytes(reply.size_bytes), found.file));

@@ -39,6 +39,7 @@ fn listen(events: &Events, capacity: usize) -> (Vec<Event>, Queue) {
     let overrun = Arc::new(AtomicBool::new(false));
     let overruns = Arc::clone(&overrun);
     let latest = events.follow(Box::new(move |event| {
+        let Some(event) = event else { return !queue.is_closed() };
         let sent = queue.try_send(event.clone());
         if matches!(sent, Err(mpsc::error::TrySendError::Full(_))) {
             overruns.store(true, Ordering::Relaxed);
@@ -150,9 +151,10 @@ mod tests {
         let events = Events::default();
         let (_, gone) = listen(&events, 3);
         let (_, mut stays) = listen(&events, 3);
+        assert_eq!(events.listeners(), 2);
         drop(gone);
+        assert_eq!(events.listeners(), 1, "before anything happens: it must not keep others out");
         events.publish(What::Stopping);
-        assert_eq!(events.listeners(), 1);
         assert_eq!(stays.waiting.recv().await.map(|event| event.what), Some(What::Stopping));
     }
 

@@ -75,7 +75,7 @@ pub trait Device: Send + Sync {
     fn exists(&self, path: &str) -> io::Result<bool>;
     /// Makes the names in one directory durable.
     fn sync_dir(&self, path: &str) -> io::Result<()>;
-    /// Makes everything on this device's filesystem durable (syncfs), through a descriptor held since the device was opened, so that
+    /// Makes everything on this device's filesystem durable (syncfs, and the disk's own cache), through a descriptor held since the device was opened, so that
     /// a write-back error since then is reported (R8).
     fn sync_all(&self) -> io::Result<()>;
     fn space(&self) -> io::Result<Space>;

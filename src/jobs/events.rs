@@ -81,8 +81,8 @@ pub enum What {
     },
 }
 
-/// Is told of each event, must not wait, and answers whether it wants the next one.
-pub type Listener = Box<dyn FnMut(&Event) -> bool + Send>;
+/// Is told of each event, must not wait, and answers whether it wants the next one. None: is it still there?
+pub type Listener = Box<dyn FnMut(Option<&Event>) -> bool + Send>;
 
 #[derive(Default)]
 struct Inside {
@@ -102,7 +102,7 @@ impl Events {
         let mut inside = self.inside.lock();
         inside.number += 1;
         let event = Event { number: inside.number, at_ns: wall_now(), what };
-        inside.listeners.retain_mut(|listener| listener(&event));
+        inside.listeners.retain_mut(|listener| listener(Some(&event)));
         while inside.latest.len() >= REMEMBERED {
             inside.latest.pop_front();
         }
@@ -121,9 +121,11 @@ impl Events {
         inside.latest.iter().cloned().collect()
     }
 
-    /// Those who listen, as of the last event.
+    /// How many listen.
     pub fn listeners(&self) -> usize {
-        self.inside.lock().listeners.len()
+        let mut inside = self.inside.lock();
+        inside.listeners.retain_mut(|listener| listener(None));
+        inside.listeners.len()
     }
 }
 
@@ -146,7 +148,7 @@ mod tests {
         }
         let heard = Arc::new(AtomicUsize::new(0));
         let hears = Arc::clone(&heard);
-        let before = events.follow(Box::new(move |_| hears.fetch_add(1, Ordering::Relaxed) < 2));
+        let before = events.follow(Box::new(move |event| event.is_none() || hears.fetch_add(1, Ordering::Relaxed) < 2));
         assert_eq!(before.len(), REMEMBERED);
         assert_eq!((before[0].number, &before[0].what), (11, &deleted(10)));
         for number in 0..5 {

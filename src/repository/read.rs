@@ -177,11 +177,10 @@ impl<'s> FileContent<'s> {
             return holds(&slot.base, local);
         }
         let page = usize::try_from(self.state.page_bytes).unwrap_or(usize::MAX).max(1);
-        let paged = (0u8..).zip(local.chunks(page)).all(|(number, bytes)| match slot.pages.get(&number) {
+        (0u8..).zip(local.chunks(page)).all(|(number, bytes)| match slot.pages.get(&number) {
             Some(piece) => holds(piece, bytes),
             None => matches!(slot.base, Piece::Hole | Piece::Zero) && holds(&slot.base, bytes),
-        });
-        paged
+        })
     }
 
     /// Ranges of bytes outside of which there are only holes, as (start, end), ascending: in steps of leaves, and only what the nodes above leaves say. A tree

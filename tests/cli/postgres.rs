@@ -144,6 +144,8 @@ fn a_snapshot_in_backup_mode_recovers_by_itself_and_to_a_later_moment() {
     let alone = bench.path("alone");
     bench.ok(&["restore", "latest", alone.to_str().unwrap()]);
     assert!(!alone.join("backup_label").exists());
+    // The server ran at the moment, and so does its number, perhaps, as another process.
+    fs::remove_file(alone.join("postmaster.pid")).unwrap();
     // Two servers of one history must not write to one archive.
     server.start_with(&alone, "-c archive_mode=off");
     assert_eq!(server.sql("SELECT count(*) FROM t"), "1000");
@@ -152,6 +154,7 @@ fn a_snapshot_in_backup_mode_recovers_by_itself_and_to_a_later_moment() {
     let later = bench.path("later");
     bench.ok(&["restore", "latest", later.to_str().unwrap(), "--backup-label"]);
     assert!(later.join("backup_label").exists());
+    fs::remove_file(later.join("postmaster.pid")).unwrap();
     fs::write(later.join("recovery.signal"), b"").unwrap();
     server.give(&later.join("recovery.signal"));
     server.start(&later);

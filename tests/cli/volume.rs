@@ -272,6 +272,28 @@ fn the_control_socket_refuses_in_one_line() {
     assert!(bench.log().contains("POST /v1/pin by uid 0"), "{}", bench.log());
 }
 
+/// What the control socket can do is for root and its group alone, even where the way to it is open.
+#[test]
+fn an_ordinary_user_gets_nothing_from_the_control_socket() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    bench.start();
+    let (socket, way) = (bench.socket(), bench.short_path(""));
+    fs::set_permissions(&way, fs::Permissions::from_mode(0o755)).unwrap();
+    let knock = |user: u32| {
+        let socket = socket.clone();
+        // For one thread only; the file system ids are what counts for a socket's permissions.
+        let answer = std::thread::spawn(move || {
+            nix::unistd::setfsgid(user.into());
+            nix::unistd::setfsuid(user.into());
+            std::os::unix::net::UnixStream::connect(socket).map(drop)
+        });
+        answer.join().unwrap()
+    };
+    assert_eq!(knock(65534).unwrap_err().raw_os_error(), Some(libc::EACCES));
+    knock(0).expect("root may");
+}
+
 #[test]
 fn a_busy_mount_keeps_being_served_and_its_holders_are_named() {
     let Some(mut bench) = Bench::new() else { return };

@@ -3,6 +3,7 @@
 
 mod crashes;
 mod faults;
+mod powercut;
 mod promises;
 mod worlds;
 

@@ -120,6 +120,25 @@ fn many_crash_points_of_long_workloads_recover_to_a_prefix() {
     assert!(points >= 5_000, "only {points} crash points were tried");
 }
 
+/// As many crash points as `HEATFS_CRASH_POINTS` asks for, of workloads by seeds from `HEATFS_CRASH_SEED` on; a line for each seed, so that
+/// a log of it can be kept and gone on with. Without these a few seeds that no other test has.
+#[test]
+fn a_campaign_of_crash_points_loses_nothing() {
+    let number = |name: &str, default: u64| match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")),
+        Err(_) => default,
+    };
+    let (wanted, first) = (number("HEATFS_CRASH_POINTS", 500), number("HEATFS_CRASH_SEED", 10_000));
+    let (mut points, mut seed) = (0, first);
+    while points < wanted {
+        // Short workloads at every operation, long ones at some of them.
+        let (ops, step) = [(14, 1), (40, 3), (80, 4), (200, 11)][usize::try_from(seed % 4).expect("small")];
+        points += enumerate(seed, ops, step);
+        println!("seed {seed}: {points} crash points so far");
+        seed += 1;
+    }
+}
+
 /// Crashes in the middle of recovery, at each of its operations, and recovers from what that left.
 fn check_recovery_of_recovery(ended: &Ended, ops: &[Op], survival: Survival, what: &str) -> u64 {
     let cut = ended.world.recover(survival);

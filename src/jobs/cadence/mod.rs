@@ -285,3 +285,61 @@ pub fn judged(repository: &Repository, volume: Uuid, keep: &Retention) -> Result
     let taken: Vec<(SnapshotId, WallNs)> = own.map(|root| (root.id, root.meta.taken)).collect();
     Ok(judge(&taken, &pins, keep))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::judged;
+    use crate::device::real::RealDevice;
+    use crate::repository::{
+        Consistency, InitOptions, Keep, PACK_BYTES, RefKind, Repository, Retention, Root, SnapshotMeta, WriterOptions,
+    };
+    use crate::units::{Lsn, WallNs};
+    use std::collections::BTreeMap;
+    use uuid::Uuid;
+
+    const HOUR_NS: i64 = 3600 * 1_000_000_000;
+
+    fn take(repository: &Repository, volume: Uuid, hour: i64) -> Root {
+        let taken = WallNs(hour * HOUR_NS);
+        let options =
+            WriterOptions { volume, parent: None, now: taken, search_repository: false, parent_of_other_volume: false };
+        let writer = repository.begin(options).expect("begun");
+        let names = writer.end_namespace(writer.namespace()).expect("no names");
+        let meta = SnapshotMeta {
+            lsn: Lsn(0),
+            epoch: 0,
+            taken,
+            consistency: Consistency::Crash,
+            labels: BTreeMap::new(),
+            backup_label: Vec::new(),
+        };
+        writer.commit(names, meta).expect("stored")
+    }
+
+    /// Two volumes may share a repository, each with rules of its own.
+    #[test]
+    fn only_the_volumes_own_snapshots_are_judged() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let device = RealDevice::open(dir.path()).expect("a device");
+        let options = InitOptions { key: None, pack_bytes: PACK_BYTES, now: WallNs(0) };
+        let repository = Repository::init(device, &options).expect("a repository");
+        let (own, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let taken: Vec<Root> = (0..4).map(|hour| take(&repository, own, hour)).collect();
+        (0..4).for_each(|hour| drop(take(&repository, other, hour + 10)));
+        repository.set_ref("kept", RefKind::Pin, taken[0].id, "").expect("pinned");
+        let keep = Retention { last: 1, ..Retention::default() };
+        let verdicts = judged(&repository, own, &keep).expect("judged");
+        let found: Vec<_> = verdicts.iter().map(|verdict| (verdict.id, verdict.keep.as_slice())).collect();
+        assert_eq!(
+            found,
+            [
+                (taken[3].id, &[Keep::Last][..]),
+                (taken[2].id, &[]),
+                (taken[1].id, &[]),
+                (taken[0].id, &[Keep::Pinned("kept".to_owned())]),
+            ]
+        );
+        let all = judged(&repository, own, &Retention::default()).expect("judged");
+        assert!(all.iter().all(|verdict| !verdict.keep.is_empty()), "without rules all stay");
+    }
+}

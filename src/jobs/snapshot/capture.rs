@@ -2,13 +2,16 @@
 
 use super::pages::Pages;
 use super::{Source, Tally};
+use crate::device::clock::{Instant, monotonic_now};
 use crate::error::{Error, Result};
 use crate::jobs::streams;
 use crate::repository::{FileUpdate, Writer};
 use crate::units::FileId;
 use crate::volume::{FileAt, Mark};
+use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::ops::Range;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Unit of identity, and of the engine's knowledge of changes, in bytes.
@@ -16,6 +19,8 @@ const PAGE_BYTES: u64 = 8192;
 /// Pages read at once by each stream, at most, and what is not worth another reader.
 const READS_AT_ONCE: usize = 8;
 const READS_MIN: usize = 4;
+/// Time after which what was stored is made durable.
+const KEEP_EVERY: Duration = Duration::from_secs(60);
 
 pub(super) struct Capture<'a> {
     pub source: &'a Source<'a>,
@@ -25,6 +30,8 @@ pub(super) struct Capture<'a> {
     pub parent: Option<Uuid>,
     pub tally: &'a Tally,
     pub pages: &'a Pages,
+    /// When what was stored was last made durable.
+    pub kept_at: Mutex<Instant>,
 }
 
 /// What has to be read of a file.
@@ -73,6 +80,15 @@ impl Capture<'_> {
         Ok(Some(task))
     }
 
+    /// Counts what was stored, and makes it durable now and then: a capture that breaks off was not for nothing, and prunes see that this one lives.
+    fn stored(&self, bytes: u64) -> Result<()> {
+        self.tally.done(bytes);
+        let Some(mut kept_at) = self.kept_at.try_lock().filter(|at| at.elapsed() >= KEEP_EVERY) else { return Ok(()) };
+        self.writer.flush()?;
+        *kept_at = monotonic_now();
+        Ok(())
+    }
+
     fn update(&self, file: &FileAt) -> Result<FileUpdate<'_>> {
         self.writer.file(file.file, file.size_bytes, u32::try_from(PAGE_BYTES).unwrap_or(u32::MAX))
     }
@@ -111,7 +127,7 @@ impl Capture<'_> {
                 self.read_scattered(file, &mut parts)?;
                 parts.iter().try_for_each(|(at, part)| update.put(*at, part))
             })?;
-            self.tally.done(bytes);
+            self.stored(bytes)?;
         }
         update.finish().map(drop)
     }
@@ -140,7 +156,7 @@ impl Capture<'_> {
                 self.read(file, at, part)?;
                 update.put(at, part)
             })?;
-            self.tally.done(stop - at);
+            self.stored(stop - at)?;
             at = stop;
         }
         Ok(())
@@ -227,6 +243,6 @@ mod tests {
 
     #[test]
     fn pages_beyond_the_end_are_none() {
-        assert!(batches(&[10..12], 5 * PAGE_BYTES, 1 << 18).is_empty());
+        assert!(batches(std::slice::from_ref(&(10..12)), 5 * PAGE_BYTES, 1 << 18).is_empty());
     }
 }

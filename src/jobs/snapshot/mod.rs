@@ -19,6 +19,7 @@ use crate::jobs::pace::Pace;
 use crate::repository::{Consistency, Repository, Root, SnapshotMeta, WriterOptions};
 use crate::volume::{FileAt, Mark, Volume};
 use pages::{PageFiles, Pages};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -164,13 +165,21 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<()> {
 /// Takes a snapshot and returns when it is durable in the repository.
 pub fn take(source: &Source<'_>, labels: BTreeMap<String, String>, tally: &Tally) -> Result<Root> {
     check_labels(&labels)?;
+    let mut broke_off = broke_off(source)?;
     loop {
-        match take_once(source, labels.clone(), tally) {
+        match take_once(source, labels.clone(), tally, broke_off) {
             // A prune took what was to be shared. What was stored meanwhile is found again.
             Err(Error::Overtaken(why)) => tracing::info!("the snapshot begins again: {why}"),
             outcome => return outcome,
         }
+        broke_off = true;
     }
+}
+
+/// Is there a lease of this volume? One snapshot is taken at a time, so it was left by one that broke off.
+fn broke_off(source: &Source<'_>) -> Result<bool> {
+    let own = source.volume.volume_id();
+    Ok(source.repository.leases()?.iter().any(|(lease, _)| lease.volume == own))
 }
 
 /// The snapshot that changes are told against: the latest of this volume that it still knows, else the latest, to be compared with.
@@ -207,7 +216,13 @@ impl Drop for Pending<'_> {
     }
 }
 
-fn take_once(source: &Source<'_>, mut labels: BTreeMap<String, String>, tally: &Tally) -> Result<Root> {
+/// `broke_off`: an earlier attempt may have stored much of this already.
+fn take_once(
+    source: &Source<'_>,
+    mut labels: BTreeMap<String, String>,
+    tally: &Tally,
+    broke_off: bool,
+) -> Result<Root> {
     let began = monotonic_now();
     let rested_before = source.pace.rested();
     let parent = find_parent(source)?;
@@ -215,7 +230,7 @@ fn take_once(source: &Source<'_>, mut labels: BTreeMap<String, String>, tally: &
         volume: source.volume.volume_id(),
         parent: parent.root.as_ref().map(|root| root.id),
         now: wall_now(),
-        search_repository: parent.mark.is_none(),
+        search_repository: parent.mark.is_none() || broke_off,
         parent_of_other_volume: parent.root.as_ref().is_some_and(|root| root.volume != source.volume.volume_id()),
     })?;
     let id = Uuid::new_v4();
@@ -233,7 +248,9 @@ fn take_once(source: &Source<'_>, mut labels: BTreeMap<String, String>, tally: &
     let named_after = began.elapsed();
     let read = |file, at, buf: &mut [u8]| source.volume.read_at(mark, file, at, buf);
     let pages = Pages::open(pages, parent.root.as_ref().and_then(page_report).as_ref(), &read)?;
-    capture::Capture { source, writer: &writer, mark, parent: parent.mark, tally, pages: &pages }.run(named)?;
+    let (parent_mark, kept_at) = (parent.mark, Mutex::new(monotonic_now()));
+    capture::Capture { source, writer: &writer, mark, parent: parent_mark, tally, pages: &pages, kept_at }
+        .run(named)?;
     let captured_after = began.elapsed();
     labels.insert(LABEL_MARK.to_owned(), id.to_string());
     if let Some(report) = pages.report() {
