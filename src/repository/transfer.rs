@@ -38,6 +38,7 @@ impl Repository {
             parent: base.map(|base| base.there),
             now,
             search_repository: true,
+            parent_of_other_volume: false,
         })?;
         let mut bytes = 0;
         let mut read = |more: u64| {

@@ -239,7 +239,13 @@ impl Repository {
         offer: &mut dyn FnMut(&ObjectRef) -> Option<Vec<u8>>,
     ) -> Result<Vec<ObjectRef>> {
         // A lease keeps the new packs until a segment names them.
-        let options = WriterOptions { volume: Uuid::nil(), parent: None, now, search_repository: false };
+        let options = WriterOptions {
+            volume: Uuid::nil(),
+            parent: None,
+            now,
+            search_repository: false,
+            parent_of_other_volume: false,
+        };
         let writer = self.begin(options)?;
         let mut still_lost = Vec::new();
         for object in lost {
@@ -264,7 +270,13 @@ impl Repository {
         self.check_writable()?;
         let small = &self.store.small;
         let device = small.device.as_ref();
-        let options = WriterOptions { volume: Uuid::nil(), parent: None, now, search_repository: false };
+        let options = WriterOptions {
+            volume: Uuid::nil(),
+            parent: None,
+            now,
+            search_repository: false,
+            parent_of_other_volume: false,
+        };
         let writer = self.begin(options)?;
         let living: HashSet<_> = lease::list(small)?.into_iter().map(|(lease, _)| lease.id).collect();
         let mut objects = 0;

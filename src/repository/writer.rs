@@ -31,6 +31,8 @@ pub struct WriterOptions {
     /// Look for each new object in the whole repository, not only at the same place in the parent. Costs a filter's probe per
     /// segment and object; finds what was there in other files, other volumes, and in a capture that broke off.
     pub search_repository: bool,
+    /// The parent is another volume's: the one that this volume was made of, whose files have the same ids.
+    pub parent_of_other_volume: bool,
 }
 
 /// Bytes that a file refers to.
@@ -66,10 +68,10 @@ impl<'r> Writer<'r> {
     pub(super) fn begin(repository: &'r Repository, options: WriterOptions) -> Result<Writer<'r>> {
         repository.check_writable()?;
         let store = &repository.store;
-        let volume = options.volume;
+        let (volume, any_volume) = (options.volume, options.parent_of_other_volume);
         let find = |id| {
             let parent = root::find(&store.small, id)?;
-            if parent.volume != volume {
+            if parent.volume != volume && !any_volume {
                 return Err(Error::Invalid(format!("parent {id} is of volume {}, not of {volume}", parent.volume)));
             }
             Ok(parent)

@@ -57,7 +57,8 @@ fn stored() -> Stored {
     let how = InitOptions { key: None, pack_bytes: PACK_BYTES, now: WallNs(0) };
     let repository = Repository::init(device, &how).unwrap();
     let volume = Uuid::from_u128(0xabc);
-    let how = WriterOptions { volume, parent: None, now: WallNs(1), search_repository: false };
+    let how =
+        WriterOptions { volume, parent: None, now: WallNs(1), search_repository: false, parent_of_other_volume: false };
     let writer = repository.begin(how).unwrap();
     let (mut names, mut ids) = (writer.namespace(), HashMap::new());
     // As a namespace sorts: with zero bytes for slashes.

@@ -5,7 +5,7 @@ use crate::harness::{BLOCK, FILES, Harness, Model, Op, Random};
 use heatfs::device::sim::SimWorld;
 use heatfs::error::{Error, Result};
 use heatfs::units::{BlockNo, FileId, TierId};
-use heatfs::volume::{File, Seek, Severity, SourceSnapshot, Volume, Wait};
+use heatfs::volume::{ClonedFile, File, Seek, Severity, SourceSnapshot, Volume, Wait};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -83,9 +83,11 @@ pub fn ids() -> Vec<FileId> {
 }
 
 pub fn make(world: &SimWorld, model: &Model) -> Result<()> {
-    let file = |(content, id): (&Vec<u8>, FileId)| (id, content.len() as u64, vec![(0, content.len() as u64)]);
-    let files: Vec<_> = model.files.iter().zip(ids()).map(file).collect();
-    Harness::make_clone(world, &files)
+    let file = |(content, id): (&Vec<u8>, FileId)| {
+        let size_bytes = content.len() as u64;
+        ClonedFile { file: id, size_bytes, source: id, data: vec![(0, size_bytes)] }
+    };
+    Harness::make_clone(world, model.files.iter().zip(ids()).map(file).collect())
 }
 
 fn opened(seed: u64) -> (Harness, Arc<Memory>, Model) {
@@ -352,7 +354,8 @@ fn a_mark_on_a_clone_sees_its_moment() {
     let parent = Uuid::from_u128(9);
     assert!(volume.knows_parent(parent));
     assert_eq!(volume.changed_files(&mark, parent).expect("known"), Some(vec![FileId(1)]));
-    assert_eq!(volume.changed_pages(&mark, parent, FileId(1)).expect("known"), Some(vec![2..3]));
+    let pages = volume.changed_pages(&mark, parent, FileId(1)).expect("known").expect("told against the parent");
+    assert_eq!(pages.iter().map(|run| (run.start, run.end)).collect::<Vec<_>>(), [(2, 3)]);
     volume.hydrate(&file(&harness, 1), BlockNo(0), 3).expect("hydrates");
     volume.write(&file(&harness, 0), 10, &[2; 9000], Wait::Allowed).expect("writes");
     volume.write(&file(&harness, 1), BLOCK, &[3; 100], Wait::Allowed).expect("writes");

@@ -207,17 +207,11 @@ impl Harness {
         Ok(Harness { world, volume: Some(volume), ids, source })
     }
 
-    /// Makes, but does not open, a volume whose files are those of a snapshot, under the ids that they have there.
-    pub fn make_clone(world: &SimWorld, files: &[(FileId, u64, Vec<(u64, u64)>)]) -> heatfs::error::Result<()> {
+    /// Makes, but does not open, a volume whose files are those of a snapshot.
+    pub fn make_clone(world: &SimWorld, files: Vec<ClonedFile>) -> heatfs::error::Result<()> {
         let tiers = tiers(world);
         Volume::create(&tiers, &options(), uuid::Uuid::from_u128(7), &mut |_| {})?;
-        let cloned = |(file, size, data): &(FileId, u64, Vec<(u64, u64)>)| ClonedFile {
-            file: *file,
-            size_bytes: *size,
-            source: *file,
-            data: data.clone(),
-        };
-        let lineage = Lineage { files: files.iter().map(cloned).collect(), mark: Some(uuid::Uuid::from_u128(9)) };
+        let lineage = Lineage { files, mark: Some(uuid::Uuid::from_u128(9)) };
         Volume::import_snapshot(&tiers[0], &lineage)?;
         tiers.iter().try_for_each(|tier| tier.device.sync_all()).expect("the devices sync");
         Ok(())

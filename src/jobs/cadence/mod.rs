@@ -301,7 +301,8 @@ mod tests {
 
     fn take(repository: &Repository, volume: Uuid, hour: i64) -> Root {
         let taken = WallNs(hour * HOUR_NS);
-        let options = WriterOptions { volume, parent: None, now: taken, search_repository: false };
+        let options =
+            WriterOptions { volume, parent: None, now: taken, search_repository: false, parent_of_other_volume: false };
         let writer = repository.begin(options).expect("begun");
         let names = writer.end_namespace(writer.namespace()).expect("no names");
         let meta = SnapshotMeta {

@@ -125,7 +125,7 @@ mod tests {
         let text = String::from_utf8(sample().encode().unwrap()).unwrap();
         assert_eq!(
             text,
-            r#"{"format":"heatfs clone","version":1,"clone":{"repository":"/backup/heatfs","repository_id":"00000000-0000-0000-0000-000000001234","key_file":"/etc/key","snapshot":"01ARZ3NDEKTSV4RRFFQ69G5FAV","reference":"clone-x","bytes":65536},"crc32c":"GOLDEN"}"#
+            r#"{"format":"heatfs clone","version":1,"clone":{"repository":"/backup/heatfs","repository_id":"00000000-0000-0000-0000-000000001234","key_file":"/etc/key","snapshot":"01ARZ3NDEKTSV4RRFFQ69G5FAV","reference":"clone-x","bytes":65536},"crc32c":"537c2fe0"}"#
         );
         assert_eq!(decode(text.as_bytes()).unwrap(), sample());
     }

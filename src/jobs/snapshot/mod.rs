@@ -231,6 +231,7 @@ fn take_once(
         parent: parent.root.as_ref().map(|root| root.id),
         now: wall_now(),
         search_repository: parent.mark.is_none() || broke_off,
+        parent_of_other_volume: parent.root.as_ref().is_some_and(|root| root.volume != source.volume.volume_id()),
     })?;
     let id = Uuid::new_v4();
     let held = source.hooks.hold()?;

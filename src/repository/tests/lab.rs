@@ -94,7 +94,7 @@ pub fn entry(kind: EntryKind) -> Entry {
 }
 
 pub fn options(parent: Option<SnapshotId>) -> WriterOptions {
-    WriterOptions { volume: VOLUME, parent, now: WallNs(1), search_repository: true }
+    WriterOptions { volume: VOLUME, parent, now: WallNs(1), search_repository: true, parent_of_other_volume: false }
 }
 
 /// Small packs, so that a little data makes several.

@@ -295,6 +295,7 @@ fn prunes_race_with_writers_of_two_volumes() {
                     parent,
                     now: WallNs(0),
                     search_repository: number % 2 == 0,
+                    parent_of_other_volume: false,
                 };
                 let root = loop {
                     match take_with(&repository, &model, wish.clone(), number) {
