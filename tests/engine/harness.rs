@@ -178,6 +178,9 @@ impl Model {
     }
 }
 
+/// A file of a snapshot: its id there, its size, and where it has data.
+pub type Stored = (FileId, u64, Vec<(u64, u64)>);
+
 pub struct Harness {
     pub world: SimWorld,
     /// None only while it is being opened again: two of them must never share a state database.
@@ -208,10 +211,10 @@ impl Harness {
     }
 
     /// Makes, but does not open, a volume whose files are those of a snapshot, under the ids that they have there.
-    pub fn make_clone(world: &SimWorld, files: &[(FileId, u64, Vec<(u64, u64)>)]) -> heatfs::error::Result<()> {
+    pub fn make_clone(world: &SimWorld, files: &[Stored]) -> heatfs::error::Result<()> {
         let tiers = tiers(world);
         Volume::create(&tiers, &options(), uuid::Uuid::from_u128(7), &mut |_| {})?;
-        let cloned = |(file, size, data): &(FileId, u64, Vec<(u64, u64)>)| ClonedFile {
+        let cloned = |(file, size, data): &Stored| ClonedFile {
             file: *file,
             size_bytes: *size,
             source: *file,
