@@ -352,7 +352,7 @@ fn a_mark_on_a_clone_sees_its_moment() {
     let parent = Uuid::from_u128(9);
     assert!(volume.knows_parent(parent));
     assert_eq!(volume.changed_files(&mark, parent).expect("known"), Some(vec![FileId(1)]));
-    assert_eq!(volume.changed_pages(&mark, parent, FileId(1)).expect("known"), Some(vec![2..3]));
+    assert_eq!(volume.changed_pages(&mark, parent, FileId(1)).expect("known"), Some(std::iter::once(2..3).collect()));
     volume.hydrate(&file(&harness, 1), BlockNo(0), 3).expect("hydrates");
     volume.write(&file(&harness, 0), 10, &[2; 9000], Wait::Allowed).expect("writes");
     volume.write(&file(&harness, 1), BLOCK, &[3; 100], Wait::Allowed).expect("writes");

@@ -186,6 +186,9 @@ pub struct Harness {
     source: Option<Arc<dyn SourceSnapshot>>,
 }
 
+/// A file of a clone: its id, its size, and the ranges of it that the repository has.
+pub type CloneFile = (FileId, u64, Vec<(u64, u64)>);
+
 impl Harness {
     pub fn new(world: SimWorld) -> heatfs::error::Result<Harness> {
         Volume::create(&tiers(&world), &options(), uuid::Uuid::from_u128(7), &mut |_| {})?;
@@ -208,10 +211,10 @@ impl Harness {
     }
 
     /// Makes, but does not open, a volume whose files are those of a snapshot, under the ids that they have there.
-    pub fn make_clone(world: &SimWorld, files: &[(FileId, u64, Vec<(u64, u64)>)]) -> heatfs::error::Result<()> {
+    pub fn make_clone(world: &SimWorld, files: &[CloneFile]) -> heatfs::error::Result<()> {
         let tiers = tiers(world);
         Volume::create(&tiers, &options(), uuid::Uuid::from_u128(7), &mut |_| {})?;
-        let cloned = |(file, size, data): &(FileId, u64, Vec<(u64, u64)>)| ClonedFile {
+        let cloned = |(file, size, data): &CloneFile| ClonedFile {
             file: *file,
             size_bytes: *size,
             source: *file,
