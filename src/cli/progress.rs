@@ -7,7 +7,9 @@ use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Duration;
 
-const POLL: Duration = Duration::from_millis(200);
+/// Time between two questions how far an errand is: at first, since many are over at once, and at most.
+const POLL_FIRST: Duration = Duration::from_millis(5);
+const POLL_MAX: Duration = Duration::from_millis(200);
 
 /// A bar of bytes; indicatif draws it only on a terminal.
 pub(super) fn bytes_bar(what: &str) -> ProgressBar {
@@ -23,10 +25,13 @@ pub(super) fn bytes_bar(what: &str) -> ProgressBar {
 /// Waits for an errand of the daemon, showing how far it is.
 pub(super) fn follow(client: &Client, mut job: JobReply) -> Result<JobReply> {
     let bar = bytes_bar(&job.kind);
+    let mut poll = POLL_FIRST;
     while job.state == JobState::Running {
         bar.set_length(job.total_bytes);
         bar.set_position(job.done_bytes);
-        std::thread::sleep(POLL);
+        std::thread::sleep(poll);
+        // A quarter more each time: nobody waits much longer than the errand takes.
+        poll = (poll + poll / 4).min(POLL_MAX);
         job = client.get(&format!("{}/{}", protocol::JOBS, job.id))?;
     }
     bar.finish_and_clear();

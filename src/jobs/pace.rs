@@ -72,6 +72,10 @@ impl Backoff {
 
 /// Time between two looks at what others do: some ticks of the processors' own count.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The first look comes as soon as there is anything to see, so that work that nobody minds does not begin with a rest.
+const FIRST_LOOK: Duration = Duration::from_millis(10);
+/// A share from which the machine counts as free.
+const FREE_SHARE: f64 = 0.7;
 /// Longest rest after one piece of work, so that whoever waits for the work's end is not kept long.
 const REST_MAX: Duration = Duration::from_millis(500);
 
@@ -85,6 +89,8 @@ pub struct Pace {
 
 struct Looks {
     at: Instant,
+    /// When the next look is due, from `at` on.
+    wait: Duration,
     share: Share,
     commits: Backoff,
     activity: Activity,
@@ -97,6 +103,7 @@ impl Pace {
     pub fn new(volume: Arc<Volume>, busy_share: f64, bytes_per_second: u64) -> Pace {
         let looks = Looks {
             at: monotonic_now(),
+            wait: FIRST_LOOK,
             share: Share::new(busy_share),
             commits: Backoff::default(),
             activity: volume.activity(),
@@ -116,6 +123,11 @@ impl Pace {
         done
     }
 
+    /// Does nobody else need the machine? Only then is it worth working in more threads than there are streams.
+    pub fn is_free(&self) -> bool {
+        self.share_now() > FREE_SHARE
+    }
+
     /// How long threads have rested, all together.
     pub fn rested(&self) -> Duration {
         Duration::from_micros(self.rested_us.load(Ordering::Relaxed))
@@ -132,7 +144,8 @@ impl Pace {
     fn share_now(&self) -> f64 {
         let mut looks = self.looks.lock();
         let elapsed = looks.at.elapsed();
-        if elapsed >= LOOK_EVERY {
+        if elapsed >= looks.wait {
+            looks.wait = LOOK_EVERY;
             looks.look(self.volume.activity(), processor_times(), elapsed, self.volume.mark_room_used());
         }
         looks.share.get()
@@ -174,6 +187,7 @@ mod tests {
         let processors = |idle, total| Some(ProcessorTimes { idle, total });
         let mut looks = Looks {
             at: monotonic_now(),
+            wait: FIRST_LOOK,
             share: Share::new(0.1),
             commits: Backoff::default(),
             activity: activity(0, 0),

@@ -132,11 +132,11 @@ impl Capture<'_> {
         update.finish().map(drop)
     }
 
-    /// Pages far from each other cost a device's latency each: several are asked for at once.
+    /// Pages far from each other cost a device's latency each: several are asked for at once, unless others need the machine.
     fn read_scattered(&self, file: &FileAt, parts: &mut [Part<'_>]) -> Result<()> {
         let share = parts.len().div_ceil(READS_AT_ONCE).max(READS_MIN);
         let read = |parts: &mut [Part<'_>]| parts.iter_mut().try_for_each(|(at, part)| self.read(file, *at, part));
-        if parts.len() <= share {
+        if parts.len() <= share || !self.source.pace.is_free() {
             return read(parts);
         }
         std::thread::scope(|scope| {
