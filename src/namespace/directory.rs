@@ -2,7 +2,7 @@
 
 use super::fault::Outcome;
 use super::node::Node;
-use super::sync::reopen;
+use super::sync::{refuse_shut_down, reopen};
 use crate::device::sys_home;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
@@ -101,7 +101,9 @@ impl Stream {
 
     /// Makes the directory's entries durable.
     pub fn sync(&self) -> Outcome<()> {
-        Ok(fsync(reopen(&self.node)?)?)
+        let directory = reopen(&self.node)?;
+        fsync(&directory)?;
+        refuse_shut_down(&directory)
     }
 }
 

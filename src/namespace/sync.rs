@@ -9,7 +9,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{fsync, syncfs};
 use std::collections::HashSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 /// Nodes that the kernel forgot with unsynced changes; beyond this many home is synced as a whole.
@@ -37,6 +37,7 @@ impl Namespace {
             todo.extend(directories);
             covered.push((next, upto));
         }
+        refuse_shut_down(self.root.fd()?)?;
         for (node, upto) in covered {
             node.mark_synced(upto);
         }
@@ -57,6 +58,16 @@ impl Namespace {
             }
             Err(fault) => tracing::error!("sync {}: {fault:?}", self.tree_path),
         }
+    }
+}
+
+/// xfs answers the fsync of a directory with success once it has shut down after an error, though nothing was made durable. Asked for an
+/// attribute it fails then: to be called after such a sync, before anybody hears that it went well.
+pub(super) fn refuse_shut_down(home: impl AsFd) -> Outcome<()> {
+    match sys_home::get_xattr(home, c"user.heatfs.id", &mut []) {
+        Err(Errno::EIO) => Err(Errno::EIO.into()),
+        // Whether there is one does not matter.
+        _ => Ok(()),
     }
 }
 
