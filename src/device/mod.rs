@@ -89,5 +89,6 @@ pub mod real;
 pub mod sim;
 pub mod sys;
 pub mod sys_home;
+pub mod witness;
 
 pub use aligned::AlignedBuf;

@@ -4,6 +4,7 @@
 //! later, or a renamed parent, never diverts a write. Two are held: one that only names the directory, and one opened for
 //! reading, since `syncfs` refuses the former and reports write-back errors only since its own descriptor was opened (R8).
 
+use super::witness::Witness;
 use super::{AlignedBuf, BackingFile, Device, OpenMode, Space, path, sys};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FallocateFlags, OFlag};
@@ -26,8 +27,8 @@ pub struct RealDevice {
     dir: OwnedFd,
     /// What syncfs and statvfs are asked on.
     sync: OwnedFd,
-    /// Whose sync makes the disk flush its own cache; made when first needed. See [`RealDevice::flush_disk`].
-    flushing: OnceLock<Option<File>>,
+    /// Asked after calls that may say yes for nothing; made when first needed.
+    witness: OnceLock<Witness>,
 }
 
 /// What a backing filesystem offers, found by trying it.
@@ -59,7 +60,7 @@ impl RealDevice {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let dir = nix::fcntl::open(path, flags | OFlag::O_PATH, Mode::empty())?;
         let sync = nix::fcntl::openat(&dir, ".", flags | OFlag::O_RDONLY, Mode::empty())?;
-        Ok(RealDevice { path: path.to_string_lossy().into_owned(), dir, sync, flushing: OnceLock::new() })
+        Ok(RealDevice { path: path.to_string_lossy().into_owned(), dir, sync, witness: OnceLock::new() })
     }
 
     /// Finds out what the backing filesystem can do, with a temporary file of two pages.
@@ -89,16 +90,18 @@ impl RealDevice {
         })
     }
 
-    /// Makes the disk write its own cache. `syncfs` does not do that in any case: xfs flushes the disk only as a part of writing its journal, so with
-    /// no change of metadata since (a block written twice within a tick of the clock has none) what was written stays in the
-    /// disk's cache, and a power cut takes it. The sync of a file flushes always; a file without a name serves, however clean it is.
-    fn flush_disk(&self) -> io::Result<()> {
-        let unnamed = || {
-            let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-            nix::fcntl::openat(&self.dir, ".", flags, Mode::from_bits_truncate(0o600)).ok().map(File::from)
-        };
-        // Where there can be none (nothing may be written here, or a filesystem that is no tier's) there is nothing to flush either.
-        self.flushing.get_or_init(unnamed).as_ref().map_or(Ok(()), File::sync_data)
+    /// Flushes the disk, and finds out whether what came before counts.
+    fn ask_witness(&self) -> io::Result<()> {
+        if self.witness.get().is_none() {
+            match Witness::of(&self.dir) {
+                // Another thread's will do as well.
+                Ok(made) => drop(self.witness.set(made)),
+                Err(Errno::EIO) => return Err(Errno::EIO.into()),
+                // Where there can be none (nothing may be written here, or a filesystem that is no tier's) there is nothing to ask.
+                Err(_) => return Ok(()),
+            }
+        }
+        Ok(self.witness.get().map_or(Ok(()), Witness::ask)?)
     }
 
     fn open_real(&self, path: &str, mode: OpenMode) -> io::Result<RealFile> {
@@ -208,12 +211,13 @@ impl Device for RealDevice {
     }
 
     fn sync_dir(&self, path: &str) -> io::Result<()> {
-        File::from(self.open_dir(path)?).sync_all()
+        File::from(self.open_dir(path)?).sync_all()?;
+        self.ask_witness()
     }
 
     fn sync_all(&self) -> io::Result<()> {
         uninterrupted(|| nix::unistd::syncfs(&self.sync))?;
-        self.flush_disk()
+        self.ask_witness()
     }
 
     fn space(&self) -> io::Result<Space> {

@@ -361,8 +361,9 @@ impl Operations for Front {
     }
 
     fn sync_directory(&self, handle: u64, done: impl FnOnce(Outcome<()>) + Send + 'static) {
+        let namespace = Arc::clone(&self.namespace);
         match self.directory(handle) {
-            Ok(stream) => self.syncs.submit(move || done(stream.sync())),
+            Ok(stream) => self.syncs.submit(move || done(namespace.sync_directory(&stream))),
             Err(fault) => done(Err(fault)),
         }
     }

@@ -148,8 +148,10 @@ impl Log {
 
     /// Makes the volume read-only for a reason outside of the log (I5).
     pub fn fail_for(&self, error: &Error) {
-        tracing::error!(%error, "the write log failed; the volume is read-only until it is mounted again");
-        self.failure.lock().get_or_insert_with(|| error.to_string());
+        self.failure.lock().get_or_insert_with(|| {
+            tracing::error!(%error, "the volume is read-only until it is mounted again");
+            error.to_string()
+        });
         self.failed.store(true, Ordering::Release);
     }
 

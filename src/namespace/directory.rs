@@ -1,13 +1,11 @@
 //! Directory streams of home: entries with the backing filesystem's own cookies, so that a stream can go on after entries came and went.
 
-use super::fault::Outcome;
 use super::node::Node;
-use super::sync::{refuse_shut_down, reopen};
 use crate::device::sys_home;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
-use nix::unistd::{Whence, fsync, lseek64};
+use nix::unistd::{Whence, lseek64};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -99,11 +97,8 @@ impl Stream {
         }
     }
 
-    /// Makes the directory's entries durable.
-    pub fn sync(&self) -> Outcome<()> {
-        let directory = reopen(&self.node)?;
-        fsync(&directory)?;
-        refuse_shut_down(&directory)
+    pub(super) fn node(&self) -> &Node {
+        &self.node
     }
 }
 

@@ -37,6 +37,7 @@ pub use node::{Node, ROOT_INODE};
 pub use walk::Visit;
 
 use crate::device::sys_home;
+use crate::device::witness::Witness;
 use crate::error::{Error, Result};
 use crate::ondisk::file_id::{FILE_ID_BYTES, FileIdentity, XATTR_FILE_ID, XATTR_ROOT_MODE, decode_root_mode};
 use crate::units::FileId;
@@ -98,6 +99,8 @@ pub struct Namespace {
     table: Table,
     grave: Arc<Grave>,
     imaging: image::Imaging,
+    /// Asked after syncs of home's directories.
+    witness: Witness,
     untrusted_files: std::sync::atomic::AtomicU64,
 }
 
@@ -110,7 +113,7 @@ impl Namespace {
         let fd = open(&tree, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|errno| io("open", errno))?;
         let stat = fstat(&fd).map_err(|errno| io("stat", errno))?;
-        check_nameless_files(&fd, &tree_path)?;
+        let witness = make_witness(&fd, &tree_path)?;
         let root_mode = read_root_mode(&fd, &tree_path)?;
         let grave = Arc::new(Grave::open(home)?);
         let removed = grave.settle(&volume)?;
@@ -134,6 +137,7 @@ impl Namespace {
             root,
             grave,
             imaging: image::Imaging::default(),
+            witness,
             tree_path,
             untrusted_files: Default::default(),
         }))
@@ -281,15 +285,13 @@ fn read_identity(fd: impl AsFd, volume_id: Uuid, inode: u64) -> std::result::Res
 }
 
 /// Files are made without a name first; a backing filesystem that cannot do that cannot be home.
-fn check_nameless_files(tree: &OwnedFd, path: &str) -> Result<()> {
-    let here = sys_home::descriptor_path(tree);
-    match open(here.as_c_str(), OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::from_bits_truncate(0o600)) {
-        Ok(_) => Ok(()),
-        Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT) => Err(Error::Invalid(format!(
+fn make_witness(tree: &OwnedFd, path: &str) -> Result<Witness> {
+    Witness::of(tree).map_err(|errno| match errno {
+        Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT => Error::Invalid(format!(
             "home {path}: its filesystem cannot create files without a name (O_TMPFILE); use ext4, xfs or btrfs"
-        ))),
-        Err(errno) => Err(Error::io("create a file in", path, errno.into())),
-    }
+        )),
+        errno => Error::io("create a file in", path, errno.into()),
+    })
 }
 
 fn read_root_mode(tree: &OwnedFd, path: &str) -> Result<Option<u32>> {

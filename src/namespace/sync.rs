@@ -1,15 +1,17 @@
 //! Making home durable: names, attributes and identities of one node, before an fsync of it is acknowledged (R10, R11).
 
 use super::Namespace;
+use super::directory::Stream;
 use super::fault::Outcome;
 use super::node::{Node, Pending};
 use crate::device::sys_home;
+use crate::error::Error;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{fsync, syncfs};
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Nodes that the kernel forgot with unsynced changes; beyond this many home is synced as a whole.
@@ -33,15 +35,29 @@ impl Namespace {
             }
             // A directory named by another node is synced even when nothing is pending on it: the entry itself is the change.
             let Pending { upto, directories } = next.pending().unwrap_or(Pending { upto: 0, directories: Vec::new() });
-            fsync(reopen(&next)?)?;
+            self.durable(fsync(reopen(&next)?))?;
             todo.extend(directories);
             covered.push((next, upto));
         }
-        refuse_shut_down(self.root.fd()?)?;
+        self.durable(self.witness.ask())?;
         for (node, upto) in covered {
             node.mark_synced(upto);
         }
         Ok(())
+    }
+
+    /// Makes the entries of an open directory durable.
+    pub fn sync_directory(&self, directory: &Stream) -> Outcome<()> {
+        let synced = fsync(reopen(directory.node())?);
+        self.durable(synced.and_then(|()| self.witness.ask()))
+    }
+
+    /// What a sync of home answered. What it was asked to write may be gone for good once it failed, so it is not asked again (I5).
+    fn durable(&self, synced: nix::Result<()>) -> Outcome<()> {
+        synced.map_err(|errno| {
+            self.volume.stop_writing(&Error::io("sync", &self.tree_path, errno.into()));
+            errno.into()
+        })
     }
 
     /// After nodes were forgotten: bounds the memory of those that still had something to sync.
@@ -50,7 +66,8 @@ impl Namespace {
             return;
         }
         let covered = self.table.left_unsynced();
-        match reopen(&self.root).and_then(|root| Ok(syncfs(root)?)) {
+        let sync = |root| self.durable(syncfs(root).and_then(|()| self.witness.ask()));
+        match reopen(&self.root).and_then(sync) {
             Ok(()) => {
                 for inode in covered {
                     self.table.take_left_unsynced(inode);
@@ -58,16 +75,6 @@ impl Namespace {
             }
             Err(fault) => tracing::error!("sync {}: {fault:?}", self.tree_path),
         }
-    }
-}
-
-/// xfs answers the fsync of a directory with success once it has shut down after an error, though nothing was made durable. Asked for an
-/// attribute it fails then: to be called after such a sync, before anybody hears that it went well.
-pub(super) fn refuse_shut_down(home: impl AsFd) -> Outcome<()> {
-    match sys_home::get_xattr(home, c"user.heatfs.id", &mut []) {
-        Err(Errno::EIO) => Err(Errno::EIO.into()),
-        // Whether there is one does not matter.
-        _ => Ok(()),
     }
 }
 

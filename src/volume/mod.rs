@@ -360,6 +360,11 @@ impl Volume {
         *self.observer.write() = Some(observer);
     }
 
+    /// Turns the volume read-only until it is opened again, because something that belongs to it failed to become durable (I5).
+    pub fn stop_writing(&self, error: &Error) {
+        self.log.fail_for(error);
+    }
+
     fn check_writable(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::ReadOnly { why: "the volume is shut down".to_string() });

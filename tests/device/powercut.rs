@@ -3,8 +3,14 @@
 
 use heatfs::device::real::RealDevice;
 use heatfs::device::{AlignedBuf, OpenMode};
+use heatfs::error::Error;
+use heatfs::namespace::{Caller, Namespace, ROOT_INODE};
+use heatfs::volume::{Options, Tier, Volume, Wait};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use uuid::Uuid;
 
 const PAGES: u64 = 64;
 
@@ -49,18 +55,92 @@ impl Drop for Lab {
     }
 }
 
+/// The lab; None, and said so, where it cannot be had.
+fn lab_or_say_so() -> Option<Lab> {
+    Lab::new()
+        .inspect_err(|reason| {
+            assert!(std::env::var_os("HEATFS_REQUIRE_ALL").is_none(), "cannot run: {reason}");
+            eprintln!("\n*** NOT RUN: {reason} ***\n");
+        })
+        .ok()
+}
+
+/// Once a filesystem has shut down, the kernel answers the fsync of a directory with success, although nothing is durable.
+#[test]
+fn a_directory_of_a_failed_disk_is_never_called_durable() {
+    let Some(lab) = lab_or_say_so() else { return };
+    let dir = lab.dir.path().to_str().expect("UTF-8");
+    for filesystem in ["xfs", "ext4"] {
+        lab.run(filesystem, &["up", dir]);
+        {
+            let device = RealDevice::open(lab.disk()).expect("a device");
+            device.create_dir_all("names").expect("made");
+            device.sync_dir("names").expect("synced");
+            device.open("names/new", OpenMode { create: true, ..OpenMode::default() }).expect("opens");
+            lab.run(filesystem, &["fail", "nvme"]);
+            for attempt in 1..=3 {
+                assert!(device.sync_dir("names").is_err(), "{filesystem}, attempt {attempt}");
+            }
+        }
+        lab.run(filesystem, &["purge", dir]);
+    }
+}
+
+/// I5: what home was asked to make durable may be gone for good then, so nothing is acknowledged any more, neither names nor bytes.
+#[test]
+fn i5_a_volume_whose_home_fails_to_sync_is_read_only() {
+    let Some(lab) = lab_or_say_so() else { return };
+    let dir = lab.dir.path().to_str().expect("UTF-8");
+    for filesystem in ["xfs", "ext4"] {
+        lab.run(filesystem, &["up", dir]);
+        {
+            let home = lab.disk();
+            for directory in ["home/tree", "home/grave"] {
+                std::fs::create_dir_all(home.join(directory)).expect("made");
+            }
+            // The log stays well: home alone fails.
+            let log = tempfile::tempdir_in("/var/tmp").expect("a temporary directory");
+            let tier = |name: &str, path: &Path| {
+                let device = RealDevice::open(path).expect("a device");
+                Tier { name: name.to_owned(), device, budget_bytes: None, reserve_bytes: 0 }
+            };
+            let tiers = || vec![tier("fast", log.path()), tier("home", &home)];
+            let options = Options {
+                block_bytes: 64 << 10,
+                segment_bytes: 4 << 20,
+                segments: 4,
+                payload_cache_bytes: 1 << 20,
+                coalesce_at_fill: 0.5,
+                checkpoint_interval_s: 600,
+            };
+            Volume::create(&tiers(), &options, Uuid::from_u128(7), &mut |_| {}).expect("created");
+            let (volume, _) = Volume::open(tiers(), options).expect("opened");
+            let namespace = Namespace::open(&home.join("home"), Arc::clone(&volume), volume.volume_id()).expect("home");
+            let caller = Caller { uid: 0, gid: 0, pid: 1 };
+            let create =
+                |name: &str| namespace.create(ROOT_INODE, OsStr::new(name), caller, 0o600, 0).expect("created").node;
+            let root = namespace.open_directory(ROOT_INODE).expect("opened");
+            namespace.sync_home(&create("before")).expect("synced");
+            namespace.sync_directory(&root).expect("synced");
+            let node = create("after");
+            lab.run(filesystem, &["fail", "nvme"]);
+            for attempt in 1..=3 {
+                assert!(namespace.sync_directory(&root).is_err(), "{filesystem}, attempt {attempt}");
+                assert!(namespace.sync_home(&node).is_err(), "{filesystem}, attempt {attempt}");
+            }
+            let file = node.file().expect("a regular file");
+            assert!(matches!(volume.write(file, 0, b"x", Wait::Allowed), Err(Error::ReadOnly { .. })), "{filesystem}");
+            assert!(volume.status().read_only.is_some_and(|why| why.contains("home/tree")), "{filesystem}");
+        }
+        lab.run(filesystem, &["purge", dir]);
+    }
+}
+
 /// On xfs, `syncfs` does not flush the disk when there is no metadata to write, and a block that is written twice within a tick of the clock makes
 /// none: a checkpoint took what was only in the disk's cache for durable, and a power cut took it away.
 #[test]
 fn what_a_device_has_synced_survives_a_power_cut() {
-    let lab = match Lab::new() {
-        Ok(lab) => lab,
-        Err(reason) => {
-            assert!(std::env::var_os("HEATFS_REQUIRE_ALL").is_none(), "cannot run: {reason}");
-            eprintln!("\n*** NOT RUN: {reason} ***\n");
-            return;
-        }
-    };
+    let Some(lab) = lab_or_say_so() else { return };
     let dir = lab.dir.path().to_str().expect("UTF-8");
     for filesystem in ["xfs", "ext4"] {
         lab.run(filesystem, &["up", dir]);

@@ -196,6 +196,8 @@ impl Mount {
     }
 
     pub fn restart(&mut self) {
+        // It holds the tiers until it is gone.
+        self.child.wait().unwrap();
         let (child, to, from) = spawn(self.base.path(), &[]);
         (self.child, self.to, self.from) = (child, Some(to), from);
         assert_eq!(self.answer(), "mounted", "{}", self.log());
