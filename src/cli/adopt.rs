@@ -159,15 +159,20 @@ fn advice(settings: &Settings, file: &Path, report: &AdoptReport, drop_in: &str,
         let _ = writeln!(text, "not covered {link}");
     }
     let expected = volume::default_settings_file(name);
-    if file == expected && nix::unistd::geteuid().is_root() {
+    if file != expected || !nix::unistd::geteuid().is_root() {
+        let _ = writeln!(text, "\nServe it:   heatfs daemon --config {}", file.display());
+    }
+    if nix::unistd::geteuid().is_root() {
+        let serve = match file == expected {
+            true => "Serve it:  ".to_owned(),
+            false => format!("As a service, once these settings are at {}:", expected.display()),
+        };
         let _ = write!(
             text,
-            "\nServe it:   systemctl enable --now heatfs@{name}\n\n\
+            "\n{serve} systemctl enable --now heatfs@{name}\n\n\
              Before the server starts again, let it depend on the volume (`systemctl edit {unit}`):\n\n{drop_in}\n\
              and let the volume bring it back after a failure (`systemctl edit heatfs@{name}`):\n\n[Unit]\nUpholds={unit}.service\n"
         );
-    } else {
-        let _ = writeln!(text, "\nServe it:   heatfs daemon --config {}", file.display());
     }
     text
 }

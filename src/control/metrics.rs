@@ -116,9 +116,12 @@ fn tiers(registry: &mut Registry, status: &StatusReply) {
         }
         family
     };
-    registry.register("base_reads", "Reads of a tier's device", per_tier(&counters.base_reads));
-    registry.register("base_read_bytes", "Bytes read from a tier's device", per_tier(&counters.base_read_bytes));
-    registry.register("base_read_microseconds", "Time in reads of a tier's device", per_tier(&counters.base_read_us));
+    registry.register("base_reads", "Reads of a tier that applications waited for", per_tier(&counters.base_reads));
+    registry.register("base_read_bytes", "Bytes of these reads", per_tier(&counters.base_read_bytes));
+    registry.register("base_read_microseconds", "Time in these reads", per_tier(&counters.base_read_us));
+    let reads = per_tier(&counters.background_reads);
+    registry.register("background_reads", "Reads of a tier by moves, snapshots and checks", reads);
+    registry.register("background_read_bytes", "Bytes of these reads", per_tier(&counters.background_read_bytes));
     registry.register("base_read_errors", "Reads that a tier's device failed", per_tier(&counters.base_read_errors));
     registry.register("base_writes", "Writes to a tier's device", per_tier(&counters.base_writes));
     registry.register("base_write_bytes", "Bytes written to a tier's device", per_tier(&counters.base_write_bytes));

@@ -3,7 +3,7 @@
 use super::settings::Settings;
 use crate::device::clock::monotonic_now;
 use crate::error::Result;
-use crate::jobs::cadence::Keeper;
+use crate::jobs::cadence::{Keeper, Subject};
 use crate::jobs::events::{Events, What};
 use crate::jobs::hydrate::Hydrator;
 use crate::jobs::migrate::Mover;
@@ -48,7 +48,8 @@ impl Served {
         events: Sender<Event>,
     ) -> Served {
         let keeper = Keeper::new(
-            settings.snapshot.keeper(&settings.name, &settings.mount_path()),
+            settings.snapshot.clone(),
+            Subject { name: settings.name.clone(), mount: settings.mount_path() },
             Arc::clone(&volume),
             Box::new(Arc::clone(&namespace)),
             Arc::new(Events::default()),

@@ -7,10 +7,10 @@
 use super::callers::MAINTENANCE;
 use super::clones::CloneSettings;
 use super::path_rules::{read_profiles, read_rules};
-use super::quantity::parse_bytes;
+use super::quantity::{exact_bytes, parse_bytes};
 use super::reader::Section;
-use super::snapshots::SnapshotSettings;
 use crate::error::{Error, Result};
+use crate::jobs::cadence::SnapshotSettings;
 use crate::policy::profiles::Profile;
 use crate::policy::rules::Rule;
 use crate::units::{DEFAULT_BLOCK_BYTES, TierId};
@@ -357,14 +357,15 @@ fn read_log(log: &mut Section, origin: &str) -> Result<LogSettings> {
     if !settings.segment_bytes.is_multiple_of(MIB) {
         return Err(Error::Invalid(format!(
             "{origin}: log.segment_size = {}: a multiple of 1MiB is allowed",
-            settings.segment_bytes
+            exact_bytes(settings.segment_bytes)
         )));
     }
     // The oldest quarter is what is drained, so there must be four.
     if settings.size_bytes / settings.segment_bytes < 4 {
         return Err(Error::Invalid(format!(
             "{origin}: log.size = {}: at least 4 times log.segment_size ({}) is allowed",
-            settings.size_bytes, settings.segment_bytes
+            exact_bytes(settings.size_bytes),
+            exact_bytes(settings.segment_bytes)
         )));
     }
     Ok(settings)

@@ -4,57 +4,12 @@
 use super::reader::Section;
 use super::settings::refuse_unknown;
 use crate::error::{Error, Result};
-use crate::jobs::cadence::{Calendar, KeeperSettings};
+use crate::jobs::cadence::{Calendar, SnapshotSettings};
 use crate::jobs::hooks::{HookSettings, PostgresSettings};
 use crate::repository::Retention;
 use config::ValueKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct SnapshotSettings {
-    /// The repository's directory; None: no snapshots are taken.
-    pub repository: Option<PathBuf>,
-    /// What an encrypted repository was made with.
-    pub key_file: Option<PathBuf>,
-    /// Files captured at once.
-    pub streams: usize,
-    /// Share of its time that each stream works while others need the machine.
-    pub busy_share: f64,
-    /// What all streams together read at most.
-    pub bytes_per_second: u64,
-    /// Bytes on the fastest tier for what a snapshot still needs and the volume has to overwrite.
-    pub staging_bytes: u64,
-    /// When snapshots are taken without being asked for; empty: never.
-    pub calendar: Calendar,
-    pub keep: Retention,
-    /// Least time between two prunes.
-    pub prune_every: Duration,
-    /// 0: nothing is verified without being asked for.
-    pub verify_bytes_per_day: u64,
-    pub hooks: HookSettings,
-}
-
-impl SnapshotSettings {
-    /// For the keeper of the volume of this name.
-    pub fn keeper(&self, name: &str, mount: &Path) -> KeeperSettings {
-        KeeperSettings {
-            name: name.to_owned(),
-            mount: mount.to_owned(),
-            repository: self.repository.clone(),
-            key_file: self.key_file.clone(),
-            streams: self.streams,
-            busy_share: self.busy_share,
-            bytes_per_second: self.bytes_per_second,
-            staging_bytes: self.staging_bytes,
-            hooks: self.hooks.clone(),
-            calendar: self.calendar.clone(),
-            keep: self.keep,
-            prune_every: self.prune_every,
-            verify_bytes_per_day: self.verify_bytes_per_day,
-        }
-    }
-}
 
 const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;

@@ -9,6 +9,7 @@
 
 use super::clone::{CloneNote, RepositorySource};
 use super::pace::{Pace, TokenBucket};
+use super::streams;
 use crate::device::Device;
 use crate::device::clock::{Instant, monotonic_now};
 use crate::error::{Error, Result};
@@ -244,13 +245,7 @@ impl Hydrator {
         let cursor = Mutex::new(Cursor { files: self.volume.files_in_repository()?, next: 0, open: None });
         let failed = AtomicU64::new(0);
         let stream = || self.stream(&cursor, &failed);
-        let outcome = std::thread::scope(|scope| {
-            let streams: Vec<_> = (0..self.settings.streams.max(1)).map(|_| scope.spawn(stream)).collect();
-            let died = || Err(Error::Invalid("a stream died".to_owned()));
-            let outcomes: Vec<Result<()>> =
-                streams.into_iter().map(|stream| stream.join().unwrap_or_else(|_| died())).collect();
-            outcomes.into_iter().collect()
-        });
+        let outcome = streams::together((0..self.settings.streams.max(1)).map(|_| &stream));
         self.failed.store(failed.load(Ordering::Relaxed), Ordering::Relaxed);
         outcome
     }

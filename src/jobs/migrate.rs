@@ -154,9 +154,9 @@ pub struct Mover {
     bucket: TokenBucket,
     backoff: Mutex<(Backoff, Instant, bool)>,
     rolled_at: Mutex<Instant>,
-    /// Dropped to stop the threads.
     log_watch: Mutex<Watch>,
     opened_at: Instant,
+    /// Dropped to stop the threads.
     stop: Mutex<Option<Sender<()>>>,
     stopping: Receiver<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,

@@ -35,11 +35,16 @@ pub(super) fn run<Task: Send>(
         }
         Ok(())
     };
+    together((0..streams.max(1)).map(|_| &stream))
+}
+
+/// Runs each on a thread of its own and waits for all. Errors: the first of them, in their order.
+pub(super) fn together<Work: FnOnce() -> Result<()> + Send>(works: impl Iterator<Item = Work>) -> Result<()> {
     std::thread::scope(|scope| {
-        let streams: Vec<_> = (0..streams.max(1)).map(|_| scope.spawn(stream)).collect();
-        let outcomes = streams
+        let threads: Vec<_> = works.map(|work| scope.spawn(work)).collect();
+        let outcomes = threads
             .into_iter()
-            .map(|stream| stream.join().unwrap_or_else(|_| Err(Error::Invalid("a stream died".to_owned()))));
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(Error::Invalid("a stream died".to_owned()))));
         outcomes.collect::<Vec<_>>().into_iter().collect()
     })
 }

@@ -238,15 +238,7 @@ impl Repository {
         now: WallNs,
         offer: &mut dyn FnMut(&ObjectRef) -> Option<Vec<u8>>,
     ) -> Result<Vec<ObjectRef>> {
-        // A lease keeps the new packs until a segment names them.
-        let options = WriterOptions {
-            volume: Uuid::nil(),
-            parent: None,
-            now,
-            search_repository: false,
-            parent_of_other_volume: false,
-        };
-        let writer = self.begin(options)?;
+        let writer = self.begin(mending(now))?;
         let mut still_lost = Vec::new();
         for object in lost {
             let bytes = offer(object).filter(|bytes| self.store.keys().object_id(bytes) == object.id);
@@ -270,14 +262,7 @@ impl Repository {
         self.check_writable()?;
         let small = &self.store.small;
         let device = small.device.as_ref();
-        let options = WriterOptions {
-            volume: Uuid::nil(),
-            parent: None,
-            now,
-            search_repository: false,
-            parent_of_other_volume: false,
-        };
-        let writer = self.begin(options)?;
+        let writer = self.begin(mending(now))?;
         let living: HashSet<_> = lease::list(small)?.into_iter().map(|(lease, _)| lease.id).collect();
         let mut objects = 0;
         for pack in list_packs(device)? {
@@ -427,4 +412,9 @@ impl HurtWalk<'_> {
             self.files.push(HurtFile { file, paths: Vec::new(), ranges });
         }
     }
+}
+
+/// Of a writer whose lease keeps new packs until a segment names them, and that makes no snapshot.
+fn mending(now: WallNs) -> WriterOptions {
+    WriterOptions { volume: Uuid::nil(), parent: None, now, search_repository: false, parent_of_other_volume: false }
 }

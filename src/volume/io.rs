@@ -298,10 +298,12 @@ impl Volume {
         if tier != TierId::FASTEST && self.is_slowest(tier) {
             self.read_slowest(file, tier, start, out)?;
         } else {
-            self.read_base(file.id(), tier, start, out)?;
+            self.read_object(file.id(), tier, start, out)?;
         }
         let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         if let Some(counters) = self.counters.tiers.get(tier.index()) {
+            count(&counters.reads, 1);
+            count(&counters.read_bytes, out.len() as u64);
             count(&counters.read_us, took_us);
         }
         if let Some(observer) = self.observer.read().as_ref() {
@@ -317,7 +319,7 @@ impl Volume {
         let end = start + out.len() as u64;
         let unit = NEIGHBOURHOOD_BYTES / self.block_bytes();
         if end - start > NEIGHBOURHOOD_BYTES || unit == 0 {
-            return self.read_base(file.id(), tier, start, out); // a stream, or blocks too large to read for a page
+            return self.read_object(file.id(), tier, start, out); // a stream, or blocks too large to read for a page
         }
         let (first, last) = (self.block_of(start), self.block_of(end - 1));
         let (from, to) = match self.reads_around.load(Ordering::Relaxed) {
@@ -334,13 +336,13 @@ impl Volume {
             (first.0..=last.0).all(|block| here(&block)).then_some(below..above + 1)
         };
         // Moved since the read was planned: the old image stays until this read is over, but is not worth keeping.
-        let Some(blocks) = blocks else { return self.read_base(file.id(), tier, start, out) };
+        let Some(blocks) = blocks else { return self.read_object(file.id(), tier, start, out) };
         let image_start = self.block_start(BlockNo(blocks.start));
         let len = (blocks.end - blocks.start) * self.block_bytes();
         let mut image = AlignedBuf::zeroed(usize::try_from(len).unwrap_or(0));
-        if self.read_base(file.id(), tier, image_start, &mut image).is_err() {
+        if self.read_object(file.id(), tier, image_start, &mut image).is_err() {
             // A page that nobody asked for may be what cannot be read.
-            return self.read_base(file.id(), tier, start, out);
+            return self.read_object(file.id(), tier, start, out);
         }
         let skip = usize::try_from(start - image_start).unwrap_or(0);
         out.copy_from_slice(image.get(skip..skip + out.len()).unwrap_or_default());
@@ -348,18 +350,24 @@ impl Volume {
         Ok(())
     }
 
-    /// Reads base bytes of one tier. What lies past the end of the object reads as zeros; a missing object is an error.
+    /// Reads base bytes of one tier for the volume's own work: moves, snapshots, checks. Counted apart from what applications wait for.
     pub(super) fn read_base(&self, file: FileId, tier: TierId, start: u64, out: &mut [u8]) -> Result<()> {
+        self.read_object(file, tier, start, out)?;
+        if let Some(counters) = self.counters.tiers.get(tier.index()) {
+            count(&counters.background_reads, 1);
+            count(&counters.background_read_bytes, out.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// What lies past the end of the object reads as zeros; a missing object is an error.
+    fn read_object(&self, file: FileId, tier: TierId, start: u64, out: &mut [u8]) -> Result<()> {
         let objects = self.objects(tier)?;
         let path = || objects.full(&crate::tier::objects::object_path(file));
         let Some(object) = objects.get(file, false)? else {
             let why = "the block map names this object, but it does not exist".to_string();
             return Err(Error::Corrupt { what: "object", path: path(), offset: start, why });
         };
-        if let Some(counters) = self.counters.tiers.get(tier.index()) {
-            count(&counters.reads, 1);
-            count(&counters.read_bytes, out.len() as u64);
-        }
         let aligned = start.is_multiple_of(PAGE_BYTES)
             && (out.len() as u64).is_multiple_of(PAGE_BYTES)
             && (out.as_ptr().addr() as u64).is_multiple_of(PAGE_BYTES);

@@ -131,10 +131,15 @@ pub struct Counters {
     /// Reads answered from the overlay: in memory, and from the log.
     pub reads_from_payload_cache: u64,
     pub reads_from_log: u64,
-    /// Base reads per tier (device calls), bytes per tier, microseconds per tier in total.
+    /// Reads of each tier that applications waited for, their bytes, and the microseconds they took in total.
     pub base_reads: Vec<u64>,
     pub base_read_bytes: Vec<u64>,
     pub base_read_us: Vec<u64>,
+    /// Reads of each tier for the volume's own work (moves, snapshots, checks), and their bytes.
+    #[serde(default)]
+    pub background_reads: Vec<u64>,
+    #[serde(default)]
+    pub background_read_bytes: Vec<u64>,
     /// Reads that a tier's device failed.
     #[serde(default)]
     pub base_read_errors: Vec<u64>,
@@ -197,6 +202,8 @@ pub(super) struct LiveTier {
     pub reads: AtomicU64,
     pub read_bytes: AtomicU64,
     pub read_us: AtomicU64,
+    pub background_reads: AtomicU64,
+    pub background_read_bytes: AtomicU64,
     pub read_errors: AtomicU64,
     pub writes: AtomicU64,
     pub write_bytes: AtomicU64,
@@ -262,6 +269,8 @@ impl Live {
             base_reads: per_tier(|tier| &tier.reads),
             base_read_bytes: per_tier(|tier| &tier.read_bytes),
             base_read_us: per_tier(|tier| &tier.read_us),
+            background_reads: per_tier(|tier| &tier.background_reads),
+            background_read_bytes: per_tier(|tier| &tier.background_read_bytes),
             base_read_errors: per_tier(|tier| &tier.read_errors),
             base_writes: per_tier(|tier| &tier.writes),
             base_write_bytes: per_tier(|tier| &tier.write_bytes),

@@ -369,6 +369,25 @@ fn a_move_is_bounded() {
     assert_eq!((after.writes - before.writes, after.written_bytes - before.written_bytes), (1, 256 << 10));
 }
 
+/// The latency of a tier is that of reads somebody waited for: moves, which nobody waits for, would make every tier look fast.
+#[test]
+fn reads_of_the_volumes_own_work_are_counted_apart() {
+    let harness = opened(14);
+    write(&harness, 0, 0, 9, 4 * BLOCK);
+    settle(&harness);
+    let counters = || harness.volume().status().counters;
+    let before = counters();
+    assert_eq!(harness.volume().move_run(&file(&harness, 0), BlockNo(0), 4, HDD).expect("moves"), 4);
+    let moved = counters();
+    assert_eq!((moved.base_reads.clone(), moved.base_read_us.clone()), (before.base_reads, before.base_read_us));
+    assert!(moved.background_read_bytes[0] >= before.background_read_bytes[0] + 4 * BLOCK);
+    let mut page = [0; 4096];
+    harness.volume().read(&file(&harness, 0), 0, &mut page, Wait::Allowed).expect("reads");
+    let read = counters();
+    assert_eq!(read.base_reads.iter().sum::<u64>(), moved.base_reads.iter().sum::<u64>() + 1);
+    assert_eq!(read.background_reads, moved.background_reads);
+}
+
 /// R25: payloads in memory stay within their budget, whatever is written.
 #[test]
 fn the_payload_cache_keeps_its_budget() {

@@ -54,31 +54,39 @@ impl Reason {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct KeeperSettings {
-    /// The volume's name, for hooks.
-    pub name: String,
-    pub mount: PathBuf,
-    /// None: no snapshots are taken.
+pub struct SnapshotSettings {
+    /// The repository's directory; None: no snapshots are taken.
     pub repository: Option<PathBuf>,
+    /// What an encrypted repository was made with.
     pub key_file: Option<PathBuf>,
     /// Files captured at once.
     pub streams: usize,
-    /// Share of its time that each stream works while others need the machine, and what all together read at most.
+    /// Share of its time that each stream works while others need the machine.
     pub busy_share: f64,
+    /// What all streams together read at most.
     pub bytes_per_second: u64,
+    /// Bytes on the fastest tier for what a snapshot still needs and the volume has to overwrite.
     pub staging_bytes: u64,
-    pub hooks: HookSettings,
+    /// When snapshots are taken without being asked for; empty: never.
     pub calendar: Calendar,
     pub keep: Retention,
     /// Least time between two prunes.
     pub prune_every: Duration,
-    /// 0: nothing is verified.
+    /// 0: nothing is verified without being asked for.
     pub verify_bytes_per_day: u64,
+    pub hooks: HookSettings,
+}
+
+/// Whose snapshots are kept, as hooks hear it.
+pub struct Subject {
+    pub name: String,
+    pub mount: PathBuf,
 }
 
 /// See the head of this file.
 pub struct Keeper {
-    pub settings: KeeperSettings,
+    pub settings: SnapshotSettings,
+    subject: Subject,
     pub events: Arc<Events>,
     volume: Arc<Volume>,
     names: Box<dyn Names + Send>,
@@ -91,7 +99,8 @@ pub struct Keeper {
 
 impl Keeper {
     pub fn new(
-        settings: KeeperSettings,
+        settings: SnapshotSettings,
+        subject: Subject,
         volume: Arc<Volume>,
         names: Box<dyn Names + Send>,
         events: Arc<Events>,
@@ -103,6 +112,7 @@ impl Keeper {
         };
         Arc::new(Keeper {
             settings,
+            subject,
             events,
             volume,
             names,
@@ -224,7 +234,7 @@ impl Keeper {
             status.first_bad_page.clone_from(&first);
         }
         let Some(pages) = pages.filter(|pages| pages.bad > 0) else { return };
-        let relations = Relations::read(&self.settings.mount);
+        let relations = Relations::read(&self.subject.mount);
         for page in pages.named.iter().take(PAGES_LOGGED) {
             let relation =
                 relations.name_of(&page.path).unwrap_or_else(|| "a relation without a known name".to_owned());
@@ -253,8 +263,8 @@ impl Keeper {
     }
 
     fn hooks(&self, reason: Reason) -> Hooks {
-        let (settings, events) = (&self.settings, Arc::clone(&self.events));
-        Hooks::new(&settings.hooks, &settings.name, settings.mount.clone(), reason.as_str(), events)
+        let (Subject { name, mount }, events) = (&self.subject, Arc::clone(&self.events));
+        Hooks::new(&self.settings.hooks, name, mount.clone(), reason.as_str(), events)
     }
 }
 

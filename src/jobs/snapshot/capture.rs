@@ -139,11 +139,7 @@ impl Capture<'_> {
         if parts.len() <= share || !self.source.pace.is_free() {
             return read(parts);
         }
-        std::thread::scope(|scope| {
-            let readers: Vec<_> = parts.chunks_mut(share).map(|parts| scope.spawn(|| read(parts))).collect();
-            let outcomes = readers.into_iter().map(|reader| reader.join().unwrap_or_else(|_| Err(died())));
-            outcomes.collect::<Vec<_>>().into_iter().collect()
-        })
+        streams::together(parts.chunks_mut(share).map(|parts| || read(parts)))
     }
 
     fn copy(&self, file: &FileAt, update: &mut FileUpdate<'_>, start: u64, end: u64, buf: &mut [u8]) -> Result<()> {
@@ -175,10 +171,6 @@ impl Capture<'_> {
 
 /// Bytes of a file, and where they begin in it.
 type Part<'b> = (u64, &'b mut [u8]);
-
-fn died() -> Error {
-    Error::Invalid("a reader of the snapshot died".to_owned())
-}
 
 /// Ranges of pages as ranges of bytes of the file, in batches that fit the buffer; a longer range is cut on whole buffers.
 fn batches(pages: &[Range<u64>], size_bytes: u64, buffer: usize) -> Vec<Vec<Range<u64>>> {
