@@ -233,19 +233,12 @@ pub(super) struct MountHelper {
     pub(super) kind: Option<String>,
 }
 
+/// What a volume about to be made is to be.
 #[derive(Debug, Args)]
-pub(super) struct Adopt {
-    /// The directory to adopt.
-    pub(super) dir: PathBuf,
+pub(super) struct NewVolume {
     /// A tier, fastest first; repeat for each.
     #[arg(long = "tier", required = true, value_name = "NAME=PATH", value_parser = named_path)]
     pub(super) tiers: Vec<(String, PathBuf)>,
-    /// The tier that keeps names and attributes: the fastest, which is the default.
-    #[arg(long, value_name = "NAME")]
-    pub(super) home: Option<String>,
-    /// The tier that the files come to lie on, on the directory's own filesystem [default: the fastest such tier that they fit].
-    #[arg(long, value_name = "NAME")]
-    pub(super) origin: Option<String>,
     /// The volume's name [default: the directory's].
     #[arg(long)]
     pub(super) name: Option<String>,
@@ -255,15 +248,29 @@ pub(super) struct Adopt {
     /// Unit of placement, a power of two from 4KiB to 1MiB, fixed from now on.
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = parse_bytes)]
     pub(super) block_size: u64,
+    /// Upper limit of what is stored on a tier; repeat for each.
+    #[arg(long = "budget", value_name = "NAME=SIZE", value_parser = named_size)]
+    pub(super) budgets: Vec<(String, u64)>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Adopt {
+    /// The directory to adopt.
+    pub(super) dir: PathBuf,
+    #[command(flatten)]
+    pub(super) volume: NewVolume,
+    /// The tier that keeps names and attributes: the fastest, which is the default.
+    #[arg(long, value_name = "NAME")]
+    pub(super) home: Option<String>,
+    /// The tier that the files come to lie on, on the directory's own filesystem [default: the fastest such tier that they fit].
+    #[arg(long, value_name = "NAME")]
+    pub(super) origin: Option<String>,
     /// Size of the write log on the fastest tier, fixed from now on.
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = parse_bytes)]
     pub(super) log_size: u64,
     /// Size of the log's segments, fixed from now on.
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_bytes)]
     pub(super) segment_size: u64,
-    /// Upper limit of what is stored on a tier; repeat for each.
-    #[arg(long = "budget", value_name = "NAME=SIZE", value_parser = named_size)]
-    pub(super) budgets: Vec<(String, u64)>,
 }
 
 #[derive(Debug, Args)]
@@ -452,27 +459,14 @@ pub(super) struct Clone {
     pub(super) id: String,
     /// Where it will be mounted: an empty directory, or one that does not exist yet.
     pub(super) dir: PathBuf,
-    /// A tier, fastest first; repeat for each. Together they need room for all of the snapshot.
-    #[arg(long = "tier", required = true, value_name = "NAME=PATH", value_parser = named_path)]
-    pub(super) tiers: Vec<(String, PathBuf)>,
-    /// The volume's name [default: the directory's].
-    #[arg(long)]
-    pub(super) name: Option<String>,
-    /// Where the settings file is written [default: /etc/heatfs/NAME.toml].
-    #[arg(long, value_name = "FILE")]
-    pub(super) config_out: Option<PathBuf>,
-    /// Unit of placement, a power of two from 4KiB to 1MiB, fixed from now on.
-    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = parse_bytes)]
-    pub(super) block_size: u64,
+    #[command(flatten)]
+    pub(super) volume: NewVolume,
     /// Size of the write log on the fastest tier, fixed from now on. All of it is written first: what makes a clone slow is a large one.
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_bytes)]
     pub(super) log_size: u64,
     /// Size of the log's segments, fixed from now on.
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_bytes)]
     pub(super) segment_size: u64,
-    /// Upper limit of what is stored on a tier; repeat for each.
-    #[arg(long = "budget", value_name = "NAME=SIZE", value_parser = named_size)]
-    pub(super) budgets: Vec<(String, u64)>,
     #[command(flatten)]
     pub(super) storage: Storage,
 }

@@ -15,6 +15,7 @@ mod keeping;
 mod mount;
 mod mount_helper;
 mod names;
+mod new_volume;
 mod online;
 mod out;
 mod progress;
