@@ -155,7 +155,7 @@ pub fn finish(home: &Path, tiers: &[Tier], options: &Options, watch: &mut dyn Wa
     watch.step("remove names")?;
     roots.clear()?;
     watch.step("end")?;
-    Volume::end_rollback(fastest)?;
+    Volume::end_rollback(tiers)?;
     Ok(None)
 }
 
@@ -368,7 +368,7 @@ impl<'a> Rolling<'a> {
         if needed <= available && names <= space.available_bytes {
             return Ok(());
         }
-        Err(Error::Invalid(format!(
+        Err(Error::Busy(format!(
             "snapshot {} needs {} MiB beside what the volume holds, and the tiers have room for {} MiB: `heatfs restore --in-place` on the mounted volume writes only what differs",
             self.plan.snapshot,
             needed.div_ceil(1 << 20),

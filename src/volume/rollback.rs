@@ -89,8 +89,12 @@ impl Volume {
         Ok(ids)
     }
 
-    /// The last step, of a volume that nobody has open: all that was to be done is durable, and the volume is one like any other.
-    pub fn end_rollback(fastest: &Tier) -> Result<()> {
+    /// The last step, of a volume that nobody has open: all that was to be done is made durable, what was removed included, and the volume is one like any other.
+    pub fn end_rollback(tiers: &[Tier]) -> Result<()> {
+        for tier in tiers {
+            tier.device.sync_all().map_err(|e| Error::io("sync", tier.device.path(), e))?;
+        }
+        let Some(fastest) = tiers.first() else { return Ok(()) };
         let (state, mut meta) = State::open(&fastest.device)?;
         if meta.rollback.take().is_some_and(|rollback| rollback.fate == Fate::Open) {
             return Err(Error::Busy("the rollback is neither confirmed nor undone".to_owned()));
