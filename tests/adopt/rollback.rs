@@ -132,7 +132,7 @@ impl Rolled {
 
     /// One root, nothing left of another, and plain files at last.
     fn assert_ends_as(&self, want: &BTreeMap<PathBuf, Was>, at: &str) {
-        assert_eq!(self.shown(), contents_of(want), "{at}");
+        assert_shown(&self.shown(), &contents_of(want), &at);
         assert_eq!((self.meta().rollback, self.other_trees()), (None, vec![]), "{at}");
         assert_eq!(no_damage(self.lab.check(true), at), 0, "{at}");
         self.lab.release().unwrap_or_else(|error| panic!("{at}: {error}"));
@@ -142,6 +142,13 @@ impl Rolled {
         }
         assert_eq!(self.refs(), 0, "{at}");
     }
+}
+
+fn assert_shown(got: &Contents, want: &Contents, at: &str) {
+    let names = |contents: &Contents| contents.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(got), names(want), "{at}");
+    let other: Vec<_> = got.iter().filter(|(name, content)| want[*name] != **content).map(|(name, _)| name).collect();
+    assert!(other.is_empty(), "{at}: {other:?} have another content");
 }
 
 /// The number of findings, none of which is damage.
@@ -238,7 +245,7 @@ fn r19_a_volume_rolled_back_and_confirmed_is_the_snapshot() {
     assert_eq!(rolled.objects(), before, "nothing was moved, nothing removed");
     assert_eq!(rolled.refs(), 1);
     let served = rolled.mount();
-    assert_eq!(served.contents(), contents_of(&rolled.was));
+    assert_shown(&served.contents(), &contents_of(&rolled.was), "rolled back");
     let status = served.volume.status();
     let kept = status.rollback.unwrap();
     assert_eq!(kept.snapshot, rolled.snapshot.to_string());
@@ -289,12 +296,12 @@ fn r19_a_rollback_cut_off_anywhere_leaves_the_volume_or_the_snapshot() {
                 cut += 1;
                 continue;
             }
-            (false, _) => assert_eq!(rolled.shown(), contents_of(&rolled.now), "{at}"),
+            (false, _) => assert_shown(&rolled.shown(), &contents_of(&rolled.now), &at),
             (true, 0) => {
                 rolled.undo(&mut ()).unwrap_or_else(|error| panic!("{at}: {error}"));
                 rolled.assert_ends_as(&rolled.now, &at);
             }
-            (true, _) => assert_eq!(rolled.shown(), contents_of(&rolled.was), "{at}"),
+            (true, _) => assert_shown(&rolled.shown(), &contents_of(&rolled.was), &at),
         }
         if !is_back {
             rolled.roll_back().unwrap_or_else(|error| panic!("{at}: {error}"));
@@ -357,13 +364,13 @@ fn r19_a_confirmation_cut_off_anywhere_goes_on() {
         let at = format!("cut at step {cut}, {}", watch.seen.last().unwrap_or(&""));
         if watch.seen.last() == Some(&"decide") {
             assert_eq!(rolled.objects(), before, "{at}");
-            assert_eq!(rolled.shown(), want, "{at}");
+            assert_shown(&rolled.shown(), &want, &at);
             rolled.undo(&mut ()).unwrap();
             rolled.assert_ends_as(&rolled.now, &at);
             undecided += 1;
         } else {
             assert!(no_damage(rolled.lab.check(true), &at) <= 1, "{at}");
-            assert_eq!(rolled.shown(), want, "{at}");
+            assert_shown(&rolled.shown(), &want, &at);
             assert!(rolled.objects().iter().all(|id| !before.contains(id)), "{at}");
             assert_eq!((rolled.meta().rollback, rolled.other_trees()), (None, vec![]), "{at}");
             refused(rolled.undo(&mut ()), "not rolled back");
@@ -400,7 +407,7 @@ fn r19_an_undoing_cut_off_anywhere_goes_on() {
         }
         assert!(no_damage(rolled.lab.check(true), &at) <= 1, "{at}");
         if cut % 3 == 0 {
-            assert_eq!(rolled.shown(), contents_of(&rolled.now), "{at}");
+            assert_shown(&rolled.shown(), &contents_of(&rolled.now), &at);
             assert_eq!(rolled.objects(), before, "{at}");
         }
         rolled.assert_ends_as(&rolled.now, &at);
@@ -521,7 +528,7 @@ fn what_cannot_be_rolled_back_is_refused_and_nothing_is_changed() {
     let unchanged = |when: &str| {
         assert_eq!((rolled.refs(), rolled.other_trees(), rolled.meta().rollback), (0, vec![], None), "{when}");
         assert_eq!(rolled.objects(), before, "{when}");
-        assert_eq!(rolled.shown(), contents_of(&rolled.now), "{when}");
+        assert_shown(&rolled.shown(), &contents_of(&rolled.now), when);
     };
     refused(rolled.confirm(&mut ()), "not rolled back");
     refused(rolled.undo(&mut ()), "not rolled back");
@@ -550,7 +557,7 @@ fn what_cannot_be_rolled_back_is_refused_and_nothing_is_changed() {
     rolled.roll_back().unwrap();
     assert_eq!(rolled.refs(), 1);
     rolled.undo(&mut ()).unwrap();
-    assert_eq!(rolled.shown(), contents_of(&rolled.was));
+    assert_shown(&rolled.shown(), &contents_of(&rolled.was), "undone");
 }
 
 /// Undoing and confirming need nothing of the repository.
@@ -562,7 +569,7 @@ fn r19_a_rollback_is_undone_without_the_repository() {
     fs::rename(&repo, &away).unwrap();
     let report = rolled.undo(&mut ()).unwrap();
     assert!(report.warnings.iter().any(|warning| warning.contains("still held")), "{report:?}");
-    assert_eq!(rolled.shown(), contents_of(&rolled.now));
+    assert_shown(&rolled.shown(), &contents_of(&rolled.now), "undone");
     fs::rename(&away, &repo).unwrap();
     // A daemon's hydrator would let it go; so does a release.
     rolled.assert_ends_as(&rolled.now, "undone without the repository");
