@@ -337,7 +337,7 @@ pub(super) enum SnapshotCommand {
     /// Take a pin away.
     Unpin {
         name: String,
-        /// Also what a clone holds its snapshot by: what it has not brought to its tiers is lost to it with the next prune.
+        /// Also what a clone, or a volume that was rolled back, holds its snapshot by: what it has not brought to its tiers is lost to it with the next prune.
         #[arg(long)]
         force: bool,
         #[command(flatten)]

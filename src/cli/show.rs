@@ -88,15 +88,7 @@ pub(super) fn status(status: &StatusReply) -> String {
             rounded_bytes(log.live_bytes)
         ),
     );
-    if let Some(rollback) = &volume.rollback {
-        line("rolled back", rolled_back(rollback));
-    }
-    if let Some(clone) = &status.hydration {
-        line("repository", hydration(clone));
-        if let Some(why) = &clone.holding {
-            line("", format!("the snapshot is still held by {}: {why}", clone.reference));
-        }
-    }
+    made_of(status, &mut line);
     if let Some(fastest) = volume.tiers.first() {
         let only = rounded_bytes(status.only_on_fastest_bytes);
         line(
@@ -142,6 +134,19 @@ fn snapshots(status: &SnapshotsStatus) -> Option<String> {
         text += &format!("; failed at {}: {why}", moment(at));
     }
     Some(text)
+}
+
+/// Of a volume that was made of a snapshot, or rolled back to one.
+fn made_of(status: &StatusReply, line: &mut impl FnMut(&str, String)) {
+    if let Some(rollback) = &status.volume.rollback {
+        line("rolled back", rolled_back(rollback));
+    }
+    if let Some(clone) = &status.hydration {
+        line("repository", hydration(clone));
+        if let Some(why) = &clone.holding {
+            line("", format!("the snapshot is still held by {}: {why}", clone.reference));
+        }
+    }
 }
 
 /// What is still to be decided.

@@ -1,5 +1,5 @@
 //! Long jobs, where a decision meets an effect: adopting a directory, giving it back, migrating blocks, checking and dumping what is on disk,
-//! replaying traces and predicting for other programs, taking snapshots and keeping them.
+//! replaying traces and predicting for other programs, taking snapshots, keeping them and going back to them.
 //!
 //! Adoption and release may be cut off anywhere and be run again; they go on where they stopped. The volume's phase in tier 0's identity
 //! says where that is.

@@ -132,7 +132,7 @@ impl Rolled {
 
     /// One root, nothing left of another, and plain files at last.
     fn assert_ends_as(&self, want: &BTreeMap<PathBuf, Was>, at: &str) {
-        assert_shown(&self.shown(), &contents_of(want), &at);
+        assert_shown(&self.shown(), &contents_of(want), at);
         assert_eq!((self.meta().rollback, self.other_trees()), (None, vec![]), "{at}");
         assert_eq!(no_damage(self.lab.check(true), at), 0, "{at}");
         self.lab.release().unwrap_or_else(|error| panic!("{at}: {error}"));
@@ -275,48 +275,40 @@ fn r19_an_undone_rollback_leaves_the_volume_as_it_was() {
     rolled.assert_ends_as(&rolled.now, "undone");
 }
 
-/// A crash at any step: what is mounted next is the volume or the snapshot, whole; a volume that was not rolled back holds nothing of it, and can be.
+/// A crash at any step: what is mounted next is the volume or the snapshot, whole; a volume that was not rolled back holds nothing of it, and can be. With and
+/// without a mount before the next command.
 #[test]
 fn r19_a_rollback_cut_off_anywhere_leaves_the_volume_or_the_snapshot() {
-    let (mut cut, mut outcomes) = (0, [0, 0]);
-    loop {
-        let rolled = rolled();
-        let mut watch = CutAt { left: cut, seen: Vec::new() };
-        let outcome = attempt(&rolled.repository, &rolled.plan(), &mut watch);
-        let at = format!("cut at step {cut}, {}", watch.seen.last().unwrap_or(&""));
-        let is_back = rolled.meta().rollback.is_some();
-        outcomes[usize::from(is_back)] += 1;
-        let report = rolled.lab.check(true);
-        assert!(no_damage(report, &at) <= 1, "{at}");
-        match (is_back, cut % 3) {
-            // Nobody looks before the next command.
-            (false, 0) => {}
-            (false, 1) => {
-                rolled.assert_ends_as(&rolled.now, &at);
-                cut += 1;
-                continue;
+    let (mut cut, mut outcomes, mut ended) = (0, [0, 0], false);
+    while !ended {
+        for is_mounted in [false, true] {
+            let rolled = rolled();
+            let mut watch = CutAt { left: cut, seen: Vec::new() };
+            ended = attempt(&rolled.repository, &rolled.plan(), &mut watch).is_ok();
+            let at = format!("cut at step {cut}, {}, mounted: {is_mounted}", watch.seen.last().unwrap_or(&""));
+            let is_back = rolled.meta().rollback.is_some();
+            outcomes[usize::from(is_back)] += 1;
+            assert!(no_damage(rolled.lab.check(true), &at) <= 1, "{at}");
+            if is_mounted {
+                let want = if is_back { &rolled.was } else { &rolled.now };
+                assert_shown(&rolled.shown(), &contents_of(want), &at);
             }
-            (false, _) => assert_shown(&rolled.shown(), &contents_of(&rolled.now), &at),
-            (true, 0) => {
-                rolled.undo(&mut ()).unwrap_or_else(|error| panic!("{at}: {error}"));
-                rolled.assert_ends_as(&rolled.now, &at);
+            match (is_back, cut % 2) {
+                (false, 0) => {
+                    rolled.assert_ends_as(&rolled.now, &at);
+                    continue;
+                }
+                (false, _) => _ = rolled.roll_back().unwrap_or_else(|error| panic!("{at}: {error}")),
+                (true, _) => {}
             }
-            (true, _) => assert_shown(&rolled.shown(), &contents_of(&rolled.was), &at),
-        }
-        if !is_back {
-            rolled.roll_back().unwrap_or_else(|error| panic!("{at}: {error}"));
-        }
-        if (is_back, cut % 3) != (true, 0) {
             assert_eq!(rolled.refs(), 1, "{at}");
-            rolled.confirm(&mut ()).unwrap_or_else(|error| panic!("{at}: {error}"));
-            rolled.assert_ends_as(&rolled.was, &at);
-        }
-        if outcome.is_ok() {
-            break;
+            let outcome = if is_mounted { rolled.confirm(&mut ()) } else { rolled.undo(&mut ()) };
+            outcome.unwrap_or_else(|error| panic!("{at}: {error}"));
+            rolled.assert_ends_as(if is_mounted { &rolled.was } else { &rolled.now }, &at);
         }
         cut += 1;
     }
-    assert!(outcomes[0] > 20 && outcomes[1] > 0, "{outcomes:?}");
+    assert!(outcomes[0] > 40 && outcomes[1] == 4, "{outcomes:?}");
 }
 
 /// A failure at any step before the switch leaves nothing: no name, no ref, no note.

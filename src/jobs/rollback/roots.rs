@@ -58,3 +58,71 @@ impl Roots {
         remove_tree(&self.gone)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A home with these trees, each holding a file that says which it was.
+    fn home(trees: &[(&str, &str)]) -> (tempfile::TempDir, Roots) {
+        let home = tempfile::tempdir().unwrap();
+        for (name, was) in trees {
+            fs::create_dir(home.path().join(name)).unwrap();
+            fs::write(home.path().join(name).join("was"), was).unwrap();
+        }
+        let roots = Roots::of(home.path());
+        (home, roots)
+    }
+
+    fn shown(home: &Path) -> Vec<(String, String)> {
+        let was = |entry: fs::DirEntry| {
+            (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path().join("was")).unwrap())
+        };
+        let mut trees: Vec<_> = fs::read_dir(home).unwrap().map(|entry| was(entry.unwrap())).collect();
+        trees.sort();
+        trees
+    }
+
+    fn trees(named: &[(&str, &str)]) -> Vec<(String, String)> {
+        named.iter().map(|(name, was)| ((*name).to_owned(), (*was).to_owned())).collect()
+    }
+
+    #[test]
+    fn r19_a_switch_of_names_goes_on_from_each_rename() {
+        for before in [&[("tree", "old"), ("tree.new", "new")][..], &[("tree.before", "old"), ("tree.new", "new")]] {
+            let (home, roots) = home(before);
+            for _ in 0..2 {
+                roots.switch().unwrap();
+                assert_eq!(shown(home.path()), trees(&[("tree", "new"), ("tree.before", "old")]), "{before:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn r19_a_switch_back_goes_on_from_each_rename() {
+        for before in [&[("tree", "new"), ("tree.before", "old")][..], &[("tree.before", "old"), ("tree.gone", "new")]]
+        {
+            let (home, roots) = home(before);
+            for _ in 0..2 {
+                roots.switch_back().unwrap();
+                assert_eq!(shown(home.path()), trees(&[("tree", "old"), ("tree.gone", "new")]), "{before:?}");
+            }
+            roots.clear().unwrap();
+            assert_eq!(shown(home.path()), trees(&[("tree", "old")]));
+        }
+    }
+
+    /// What the volume was before is never taken for what may go, unless somebody says so.
+    #[test]
+    fn r19_clearing_leaves_the_root_before() {
+        let (home, roots) = home(&[("tree", "new"), ("tree.before", "old"), ("tree.new", "x"), ("tree.gone", "y")]);
+        assert!(roots.are_unsettled().unwrap());
+        roots.clear().unwrap();
+        assert_eq!(shown(home.path()), trees(&[("tree", "new"), ("tree.before", "old")]));
+        assert!(!roots.are_unsettled().unwrap());
+        roots.give_up_before().unwrap();
+        roots.give_up_before().unwrap();
+        assert_eq!(shown(home.path()), trees(&[("tree", "new"), ("tree.gone", "old")]));
+    }
+}
