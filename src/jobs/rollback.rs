@@ -11,6 +11,7 @@
 
 mod roots;
 
+use super::adopt::HOME_ENTRY_BYTES;
 use super::backing::{Backing, TierPlan};
 use super::clone::{self, CloneNote};
 use super::manifest::Manifest;
@@ -33,8 +34,6 @@ use uuid::Uuid;
 
 /// What holds a snapshot for a volume that was rolled back is called this and the volume's id.
 const REFERENCE_PREFIX: &str = "rollback-";
-/// An inode with its attributes and its part of a directory, at most; for judging whether the new root fits.
-const NAME_BYTES: u64 = 4096;
 
 /// Which volume, and to what.
 #[derive(Clone, Debug)]
@@ -75,7 +74,8 @@ pub struct SettledReport {
     pub warnings: Vec<String>,
 }
 
-/// Rolls a volume back that is not mounted. Errors: `Invalid`, `Busy` for what speaks against it, and then, as after any other error, the volume is what it was.
+/// Rolls a volume back that is not mounted. Errors: `Invalid`, `Busy` for what speaks against it, and then nothing has changed. After any other error the volume is what
+/// it was, too, unless all but the names was done: then it is rolled back, and the next mount or command gives them.
 pub fn roll_back(repository: &Repository, plan: &RollbackPlan, watch: &mut dyn Watch) -> Result<RollbackReport> {
     let stopped = Stopped::take(&plan.tiers, &plan.options, watch)?;
     Rolling::new(repository, plan, &stopped)?.run(watch).inspect_err(|_| {
@@ -361,7 +361,7 @@ impl<'a> Rolling<'a> {
 
     /// Everything is going to be on the tiers, beside what is there: its space is promised from the beginning (I10).
     fn refuse_without_room(&self, available: u64) -> Result<()> {
-        let names = self.manifest.names.len() as u64 * NAME_BYTES;
+        let names = self.manifest.names.len() as u64 * HOME_ENTRY_BYTES;
         let needed = self.manifest.blocks * self.block_bytes + names;
         let device = self.stopped.home_device();
         let space = device.space().map_err(|e| Error::io("stat the filesystem of", device.path(), e))?;
