@@ -58,8 +58,8 @@ impl Volume {
         state.commit(&meta, &Default::default())
     }
 
-    /// Removes what goes, now that it is decided: rows, records and objects. Durable when it returns; may be repeated. Errors: also `Busy` if something of it
-    /// could not be removed.
+    /// Removes what goes, now that it is decided: rows, records and objects; may be repeated. That the objects are gone is durable only with [`Volume::end_rollback`].
+    /// Errors: also `Busy` if something could not be removed.
     pub fn drop_losing_root(&self) -> Result<()> {
         for id in self.losing_files()? {
             self.remove(id)?;
