@@ -5,7 +5,7 @@
 //!   control              HTTP/JSON over a unix socket: protocol, server, client, metrics, events
 //!   daemon               lifecycle: settings, mount, threads, service notifications, shutdown
 //!   fuse, namespace      FUSE operations; inodes, names, attributes
-//!   jobs                 adopt, release, migrate, snapshot, cadence, restore, check, replay: where a decision meets an effect
+//!   jobs                 adopt, release, migrate, snapshot, cadence, restore, rollback, check, replay: where a decision meets an effect
 //!   policy               placement, rules, profiles, the gate and coalescing decide; they own no data path and read no clock
 //!   heat                 the recorder of misses and writes; the forecast of heat
 //!   volume               the engine: read, write, sync, truncate by file id

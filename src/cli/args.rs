@@ -164,6 +164,12 @@ pub(super) enum Command {
     /// Only names are made; `heatfs daemon` serves the volume, and brings everything to the tiers in the background. Until that is done the repository is needed,
     /// and the snapshot cannot be deleted there. An interrupted clone is made anew by the same command.
     Clone(Clone),
+    /// Turn the volume back to a snapshot, at once; then confirm or undo that. The daemon must be stopped.
+    ///
+    /// Only names are made: the snapshot's blocks stay in the repository until they are read, written or brought to the tiers, as those of a clone do, and the tiers
+    /// need room for all of them beside what the volume holds. What the volume was before is kept until `--confirm`. If it is cut off, the volume is either
+    /// what it was or rolled back.
+    Rollback(Rollback),
     /// Show a snapshot at a directory, to be read, in the foreground until SIGTERM, Ctrl-C or `umount`.
     ///
     /// Nothing is copied: what is read comes from the repository and is checked. Neither the volume nor its daemon is needed. A snapshot that
@@ -338,7 +344,7 @@ pub(super) enum SnapshotCommand {
     /// Take a pin away.
     Unpin {
         name: String,
-        /// Also what a clone holds its snapshot by: what it has not brought to its tiers is lost to it with the next prune.
+        /// Also what a clone, or a volume that was rolled back, holds its snapshot by: what it has not brought to its tiers is lost to it with the next prune.
         #[arg(long)]
         force: bool,
         #[command(flatten)]
@@ -467,6 +473,21 @@ pub(super) struct Clone {
     /// Size of the log's segments, fixed from now on.
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_bytes)]
     pub(super) segment_size: u64,
+    #[command(flatten)]
+    pub(super) storage: Storage,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rollback {
+    /// A snapshot of this volume: its name, the beginning of it, or `latest`.
+    #[arg(value_name = "SNAPSHOT", required_unless_present_any = ["confirm", "undo"], conflicts_with_all = ["confirm", "undo"])]
+    pub(super) id: Option<String>,
+    /// Stay with the snapshot that the volume was rolled back to: what it was before is removed.
+    #[arg(long, conflicts_with = "undo")]
+    pub(super) confirm: bool,
+    /// Become again what the volume was before it was rolled back: what was written since is removed.
+    #[arg(long)]
+    pub(super) undo: bool,
     #[command(flatten)]
     pub(super) storage: Storage,
 }

@@ -22,6 +22,7 @@ mod progress;
 mod release;
 mod replay;
 mod report;
+mod rollback;
 mod schedule;
 mod show;
 mod snapshot;
@@ -136,6 +137,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Snapshot { command } => snapshot::run(&volume, command, as_json),
         Command::Restore(request) => snapshot::restore_into(&volume, &request, as_json),
         Command::Clone(request) => clone::run(&volume, &request, as_json),
+        Command::Rollback(request) => rollback::run(&volume, &request, as_json),
         Command::Mount(request) => mount::run(&volume, &request, as_json),
         Command::MountHelper(request) => mount_helper::run(&request),
         Command::Repo(request) => snapshot::repo(&volume, request, as_json),

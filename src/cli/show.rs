@@ -6,7 +6,7 @@ use crate::daemon::quantity::{rounded_bytes, show_span};
 use crate::jobs::cadence::SnapshotsStatus;
 use crate::jobs::forecaster::ForecastStatus;
 use crate::jobs::hydrate::HydrationStatus;
-use crate::volume::{Counters, TierStatus};
+use crate::volume::{Counters, RollbackStatus, TierStatus};
 use comfy_table::{CellAlignment, Table, TableStyle};
 use std::fmt::Write;
 use std::time::Duration;
@@ -88,12 +88,7 @@ pub(super) fn status(status: &StatusReply) -> String {
             rounded_bytes(log.live_bytes)
         ),
     );
-    if let Some(clone) = &status.hydration {
-        line("clone", hydration(clone));
-        if let Some(why) = &clone.holding {
-            line("", format!("the snapshot is still held by {}: {why}", clone.reference));
-        }
-    }
+    made_of(status, &mut line);
     if let Some(fastest) = volume.tiers.first() {
         let only = rounded_bytes(status.only_on_fastest_bytes);
         line(
@@ -139,6 +134,29 @@ fn snapshots(status: &SnapshotsStatus) -> Option<String> {
         text += &format!("; failed at {}: {why}", moment(at));
     }
     Some(text)
+}
+
+/// Of a volume that was made of a snapshot, or rolled back to one.
+fn made_of(status: &StatusReply, line: &mut impl FnMut(&str, String)) {
+    if let Some(rollback) = &status.volume.rollback {
+        line("rolled back", rolled_back(rollback));
+    }
+    if let Some(clone) = &status.hydration {
+        line("repository", hydration(clone));
+        if let Some(why) = &clone.holding {
+            line("", format!("the snapshot is still held by {}: {why}", clone.reference));
+        }
+    }
+}
+
+/// What is still to be decided.
+fn rolled_back(rollback: &RollbackStatus) -> String {
+    format!(
+        "to snapshot {} at {}; what the volume was before takes {}: `heatfs rollback --confirm` gives that up, `--undo` brings it back",
+        rollback.snapshot,
+        moment(rollback.at),
+        rounded_bytes(rollback.kept_bytes)
+    )
 }
 
 /// How far a clone is on its way from the repository.

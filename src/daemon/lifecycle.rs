@@ -13,7 +13,7 @@ use super::served::{Event, Served, StartControl};
 use super::service::{Notice, notify};
 use super::settings::Settings;
 use super::watchdog::Watchdog;
-use super::{Control, mountpoint, orphans, process, signals};
+use super::{Control, mountpoint, process, signals};
 use crate::error::{Error, Result};
 use crate::fuse;
 use crate::heat::{HeatSettings, Recorder};
@@ -23,6 +23,7 @@ use crate::jobs::events::What;
 use crate::jobs::forecaster::ForecasterSettings;
 use crate::jobs::hydrate::{Hydrator, HydratorSettings};
 use crate::jobs::migrate::{FileRules, Mover, MoverSettings};
+use crate::jobs::{orphans, rollback};
 use crate::namespace::Namespace;
 use crate::policy::glob::Pattern;
 use crate::policy::placement::PlacementSettings;
@@ -65,13 +66,13 @@ fn serve(settings: Settings, mount_as: MountAs, start_control: StartControl) -> 
     let patience = Patience::ask();
     let point = settings.mount_path();
     let (places, locks, id) = claim_tiers(&settings, &point)?;
-    let (volume, recovery, source) = open_volume(&settings, &places)?;
+    let home = settings.tiers[0].path.join("home");
+    let (volume, recovery, source) = open_volume(&settings, &places, &home)?;
     let rules = judge_paths(&settings, &volume)?;
     let mover = open_mover(&settings, &volume, &places, &id, Arc::clone(&rules))?;
-    let home = settings.tiers[0].path.join("home");
     let namespace = Namespace::open(&home, Arc::clone(&volume), id.volume)?;
     if !recovery.was_clean {
-        orphans::free(&namespace, &volume, recovery.file_id_limit_before)?;
+        orphans::free(&home.join("tree"), id.volume, &volume, recovery.file_id_limit_before)?;
     }
     let opened = mountpoint::Opened::for_mounting(&point)?;
     let mounted = fuse::mount(Arc::clone(&namespace), &point, &fuse_options(&settings, mount_as))?;
@@ -117,8 +118,12 @@ fn claim_tiers(settings: &Settings, point: &Path) -> Result<(Vec<Place>, Locks, 
 /// The snapshot that it was made of is there as long as it is needed or was not let go.
 type OpenVolume = (Arc<Volume>, Recovery, Option<Arc<RepositorySource>>);
 
-fn open_volume(settings: &Settings, places: &[Place]) -> Result<OpenVolume> {
+fn open_volume(settings: &Settings, places: &[Place], home: &Path) -> Result<OpenVolume> {
     let tiers = engine_tiers(settings, places)?;
+    let rolled_back = rollback::finish(home, &tiers, &engine_options(settings), &mut ())?;
+    if let Some(rollback) = rolled_back {
+        tracing::info!("rolled back to snapshot {}: what the volume was before is kept", rollback.snapshot);
+    }
     let elsewhere = settings.snapshot.repository.clone().map(|path| (path, settings.snapshot.key_file.clone()));
     let source = clone::source_of(places[0].device.as_ref(), elsewhere)?.map(Arc::new);
     if let Some(fastest) = tiers.first() {

@@ -6,7 +6,6 @@ pub mod holders;
 mod launch;
 mod lifecycle;
 mod mountpoint;
-mod orphans;
 mod path_rules;
 mod patience;
 mod process;

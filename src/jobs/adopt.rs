@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 pub(super) use build::seal_root;
 pub use plan::AdoptPlan;
-pub(super) use plan::{judge_tiers, refuse_mount_point, resolve};
+pub(super) use plan::{HOME_ENTRY_BYTES, judge_tiers, refuse_mount_point, resolve};
 
 /// In the origin tier while an adoption is under way.
 const ADOPTING: &str = "adopting";

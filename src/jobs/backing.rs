@@ -143,6 +143,11 @@ impl Backing {
             .collect()
     }
 
+    pub fn fastest(&self) -> Result<Tier> {
+        let fastest = self.engine_tiers().into_iter().next();
+        fastest.ok_or_else(|| Error::Invalid("a volume has at least one tier".to_owned()))
+    }
+
     /// The paths are nobody's again. Tier 0 last: its phase is what tells that there is something to finish.
     pub fn remove_identities(&self) -> Result<()> {
         for (place, path) in self.places.iter().zip(&self.paths).rev() {

@@ -7,6 +7,7 @@ use super::backing::{Backing, TierPlan, exists};
 use super::clone::{self, CLONE_FILE};
 use super::home::{HomeFile, for_each, for_each_live};
 use super::mounts::Mounts;
+use super::rollback;
 use crate::error::{Error, Result};
 use crate::heat::{HeatSettings, Recorder};
 use crate::jobs::attributes::read_mark;
@@ -89,6 +90,10 @@ pub fn check(tiers: &[TierPlan], options: &Options, deep: bool) -> Result<CheckR
         report.notice(unfinished);
         return Ok(report);
     }
+    if rollback::is_unfinished(&backing.home(), &backing.fastest()?).unwrap_or(false) {
+        report.notice("a rollback, or the end of one, was cut off: the next mount finishes it");
+        return Ok(finished(report));
+    }
     check_small_files(&backing, &id, &mut report);
     check_object_names(&backing, &mut report)?;
     check_directory(&id, &mut report)?;
@@ -160,8 +165,9 @@ fn look(
     report: &mut CheckReport,
 ) -> Result<()> {
     let found = volume.check(deep)?;
-    let names = look_at_home(volume, id, &home.join("tree"), looking, report)?;
+    let mut names = look_at_home(volume, id, &home.join("tree"), looking, report)?;
     report.files = names.len() as u64;
+    look_at_root_before(volume, id, home, looking, &mut names, report)?;
     let graves = look_at_grave(&home.join("grave"), looking, report)?;
     if looking == Looking::Offline {
         for file in volume.files().into_iter().filter(|file| !names.contains_key(file) && !graves.contains(file)) {
@@ -179,6 +185,37 @@ fn look(
         let paths = finding.file.and_then(|file| names.get(&file));
         finding.paths = paths.cloned().unwrap_or_default();
     }
+    Ok(())
+}
+
+/// Of a volume that was rolled back: the names that it had before are files of its own, and none of the others'.
+fn look_at_root_before(
+    volume: &Volume,
+    id: Uuid,
+    home: &Path,
+    looking: Looking,
+    names: &mut BTreeMap<FileId, Vec<String>>,
+    report: &mut CheckReport,
+) -> Result<()> {
+    let Some(rollback) = volume.rollback() else { return Ok(()) };
+    for (file, paths) in names.iter().filter(|(file, _)| rollback.is_from_before(**file)) {
+        let what = format!("{} is a file of what the volume was before it was rolled back", paths.join(", "));
+        report.add(Severity::Damage, Some(*file), what);
+    }
+    let shown = |path: String| format!("{path} (before the rollback)");
+    for (file, paths) in look_at_home(volume, id, &rollback::tree_before(home), looking, report)? {
+        if !rollback.is_from_before(file) {
+            let what = format!("{} is a file made by the rollback or after it", shown(paths.join(", ")));
+            report.add(Severity::Damage, Some(file), what);
+        }
+        names.entry(file).or_default().extend(paths.into_iter().map(shown));
+    }
+    let bytes = volume.status().rollback.map_or(0, |rollback| rollback.kept_bytes);
+    report.notice(format!(
+        "the volume was rolled back to snapshot {}, and what it was before takes {} MiB until that is confirmed",
+        rollback.snapshot,
+        bytes.div_ceil(1 << 20)
+    ));
     Ok(())
 }
 

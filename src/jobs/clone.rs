@@ -11,34 +11,27 @@ mod note;
 mod source;
 
 use super::adopt;
-use super::attributes::mark;
 use super::backing::{Backing, TierPlan, exists, make_private_dir, remove_empty_objects};
+use super::manifest::Manifest;
 use super::mounts::Mounts;
-use super::plant::{Planted, Planter, attributes, safe};
+use super::plant::attributes;
 use super::protect::{self, Protection};
-use super::streams;
 use super::survey::read_dir;
 use super::watch::{Progress, Watch};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::ondisk::file_id::{FileIdentity, XATTR_FILE_ID};
 use crate::ondisk::identity::Phase;
-use crate::repository::{Entry, EntryKind, FileState, RefKind, Repository, Snapshot, SnapshotId};
+use crate::repository::{RefKind, Repository, Snapshot, SnapshotId};
 use crate::tier::identity::{VolumeIdentity, complete, initialise, set_phase, verify_all};
-use crate::units::{FileId, TierId};
-use crate::volume::{ClonedFile, Lineage, Options, Volume};
+use crate::units::TierId;
+use crate::volume::{Lineage, Options, Volume};
 use serde::Serialize;
-use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 pub use note::{CLONE_FILE, CloneNote};
 pub use source::RepositorySource;
 
-/// Threads that give files of home their attributes.
-const STREAMS: usize = 4;
 /// What holds a snapshot for a clone is called this and the volume's id.
 const REFERENCE_PREFIX: &str = "clone-";
 
@@ -109,11 +102,8 @@ struct Checked {
     backing: Backing,
     /// The tier that shares a filesystem with the directory, if one does.
     origin: TierId,
-    names: Vec<(Vec<u8>, Entry)>,
-    /// Of regular files that have a name.
-    files: HashMap<FileId, FileState>,
+    manifest: Manifest,
     lineage: Lineage,
-    blocks: u64,
     warnings: Vec<String>,
     /// A clone that was cut off.
     unfinished: Option<VolumeIdentity>,
@@ -134,69 +124,27 @@ impl Checked {
         }
         let parent = directory.parent().unwrap_or(Path::new("/"));
         let origin = backing.on_mount_of(parent, &mounts)?.first().copied().unwrap_or(TierId::FASTEST);
+        let manifest = Manifest::read(snapshot, repository, u64::from(plan.options.block_bytes))?;
         let mut checked = Checked {
             directory,
             backing,
             origin,
-            names: Vec::new(),
-            files: HashMap::new(),
-            lineage: Lineage { mark: super::snapshot::mark_of(&snapshot.root), ..Lineage::default() },
-            blocks: 0,
+            lineage: Lineage { files: manifest.files.clone(), mark: super::snapshot::mark_of(&snapshot.root) },
+            manifest,
             warnings: Vec::new(),
             unfinished,
         };
-        checked.survey(snapshot, repository, u64::from(plan.options.block_bytes))?;
         if checked.unfinished.is_none() {
-            checked.warnings = adopt::judge_tiers(&checked.backing, &plan.options, checked.names.len() as u64)?;
+            checked.warnings =
+                adopt::judge_tiers(&checked.backing, &plan.options, checked.manifest.names.len() as u64)?;
         }
         checked.refuse_without_room(plan)?;
         Ok(checked)
     }
 
-    /// Reads names and sizes, and where sparse files have data; no leaf and no page.
-    fn survey(&mut self, snapshot: &Snapshot<'_>, repository: &Repository, block_bytes: u64) -> Result<()> {
-        let root = snapshot.lookup(b"")?;
-        let root = root.ok_or_else(|| Error::NotFound(format!("snapshot {} has no root directory", snapshot.id())))?;
-        self.names.push((Vec::new(), root));
-        let mut walk = snapshot.walk(b"")?;
-        while let Some((path, entry)) = walk.next()? {
-            safe(&path)?;
-            self.names.push((path, entry));
-        }
-        let named: std::collections::HashSet<FileId> = self
-            .names
-            .iter()
-            .filter_map(|(_, entry)| match entry.kind {
-                EntryKind::File { file } => Some(file),
-                _ => None,
-            })
-            .collect();
-        snapshot.files(&mut |file, state| {
-            if named.contains(&file) {
-                self.files.insert(file, state);
-            }
-            Ok(())
-        })?;
-        if let Some(missing) = named.iter().find(|file| !self.files.contains_key(file)) {
-            return Err(Error::NotFound(format!("file {missing}: snapshot {} has none", snapshot.id())));
-        }
-        for (file, state) in &self.files {
-            let data = repository.content(*file, *state).data_ranges()?;
-            let mut next = 0;
-            for (start, end) in &data {
-                let (first, stop) = ((start / block_bytes).max(next), end.div_ceil(block_bytes));
-                self.blocks += stop.saturating_sub(first);
-                next = next.max(stop);
-            }
-            self.lineage.files.push(ClonedFile { file: *file, size_bytes: state.size, source: *file, data });
-        }
-        self.lineage.files.sort_by_key(|file| file.file);
-        Ok(())
-    }
-
     /// Everything is going to be on the tiers: its space is promised from the beginning (I10).
     fn refuse_without_room(&self, plan: &ClonePlan) -> Result<()> {
-        let needed = self.blocks * u64::from(plan.options.block_bytes);
+        let needed = self.manifest.blocks * u64::from(plan.options.block_bytes);
         let log = plan.options.segment_bytes * u64::from(plan.options.segments);
         let mut room = 0;
         for (tier, (place, plan)) in self.backing.ids().zip(self.backing.places.iter().zip(&plan.tiers)) {
@@ -280,7 +228,7 @@ impl Making<'_> {
             key_file: self.plan.key_file.clone(),
             snapshot: self.plan.snapshot.to_string(),
             reference: reference_of(volume),
-            bytes: self.checked.blocks * block_bytes,
+            bytes: self.checked.manifest.blocks * block_bytes,
         };
         watch.step("note")?;
         note.save(backing.places[0].device.as_ref())?;
@@ -293,9 +241,7 @@ impl Making<'_> {
         watch.begin("making the names");
         let files = self.home(volume, watch)?;
         watch.step("import")?;
-        let tiers = backing.engine_tiers();
-        let fastest = tiers.first().ok_or_else(|| Error::Invalid("a volume has at least one tier".to_owned()))?;
-        Volume::import_snapshot(fastest, &self.checked.lineage)?;
+        Volume::import_snapshot(&backing.fastest()?, &self.checked.lineage)?;
         self.mount_point(watch)?;
         watch.step("sync")?;
         backing.sync_all()?;
@@ -306,10 +252,10 @@ impl Making<'_> {
             directory: self.checked.directory.clone(),
             snapshot: self.snapshot.id().to_string(),
             reference: reference_of(volume),
-            names: self.checked.names.len() as u64,
+            names: self.checked.manifest.names.len() as u64,
             files,
-            bytes: self.checked.files.values().map(|state| state.size).sum(),
-            in_repository_bytes: self.checked.blocks * block_bytes,
+            bytes: self.checked.manifest.bytes(),
+            in_repository_bytes: self.checked.manifest.blocks * block_bytes,
             warnings: self.checked.warnings.clone(),
             protection: protect::protection_of(&self.checked.directory)?,
         })
@@ -335,23 +281,8 @@ impl Making<'_> {
 
     /// Returns how many files there are.
     fn home(&self, volume: Uuid, watch: &mut dyn Watch) -> Result<u64> {
-        let (backing, tree) = (&self.checked.backing, self.checked.backing.tree());
-        adopt::make_home(backing)?;
-        make_private_dir(&tree)?;
-        let mut planter = Planter::default();
-        for (path, entry) in self.checked.names.iter().skip(1) {
-            watch.step("name")?;
-            planter.make(&tree.join(safe(path)?), entry)?;
-        }
-        let files = std::mem::take(&mut planter.files);
-        let count = files.len() as u64;
-        watch.progress(Progress { files_done: count, files: count, ..Progress::default() });
-        watch.step("attributes")?;
-        streams::run(files, STREAMS, |planted, _| identify(planted, volume))?;
-        planter.finish_directories()?;
-        watch.step("root")?;
-        adopt::seal_root(&tree, attributes(&self.checked.names[0].1)?)?;
-        Ok(count)
+        adopt::make_home(&self.checked.backing)?;
+        self.checked.manifest.plant(&self.checked.backing.tree(), volume, watch)
     }
 
     fn mount_point(&self, watch: &mut dyn Watch) -> Result<()> {
@@ -359,17 +290,9 @@ impl Making<'_> {
         watch.step("mount point")?;
         protect::unprotect(directory)?;
         make_private_dir(directory)?;
-        adopt::give_mount_point_attributes(directory, attributes(&self.checked.names[0].1)?)?;
+        adopt::give_mount_point_attributes(directory, attributes(&self.checked.manifest.names[0].1)?)?;
         protect::protect(directory).map(drop)
     }
-}
-
-fn identify(planted: &Planted, volume: Uuid) -> Result<()> {
-    let meta = fs::symlink_metadata(&planted.path);
-    let home_inode = meta.map_err(|e| Error::io("stat", planted.path.display().to_string(), e))?.ino();
-    let id = FileIdentity { volume, file: planted.file, home_inode };
-    mark(&planted.path, XATTR_FILE_ID, &id.encode())?;
-    planted.attributes.apply(&planted.path)
 }
 
 /// Undoes a clone that has not become one; nothing happens to a volume in any other phase.

@@ -1,5 +1,5 @@
 //! Long jobs, where a decision meets an effect: adopting a directory, giving it back, migrating blocks, checking and dumping what is on disk,
-//! replaying traces and predicting for other programs, taking snapshots and keeping them.
+//! replaying traces and predicting for other programs, taking snapshots, keeping them and going back to them.
 //!
 //! Adoption and release may be cut off anywhere and be run again; they go on where they stopped. The volume's phase in tier 0's identity
 //! says where that is.
@@ -17,9 +17,11 @@ pub mod forecaster;
 mod home;
 pub mod hooks;
 pub mod hydrate;
+mod manifest;
 pub mod migrate;
 mod mirror;
 mod mounts;
+pub mod orphans;
 pub mod pace;
 mod plant;
 pub mod predict;
@@ -28,6 +30,7 @@ pub mod relations;
 pub mod release;
 pub mod replay;
 pub mod restore;
+pub mod rollback;
 pub mod snapshot;
 mod streams;
 mod survey;

@@ -16,6 +16,7 @@ use super::backing::{Backing, TierPlan, exists, make_private_dir, remove_engine_
 use super::clone::{self, CloneNote};
 use super::mounts::Mounts;
 use super::protect;
+use super::rollback;
 use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::ondisk::identity::Phase;
@@ -72,6 +73,8 @@ pub fn release(plan: &ReleasePlan, watch: &mut dyn Watch) -> Result<ReleaseRepor
         // Both may have changed since they were read: now nobody else can.
         id = verify_all(&backing.places)?;
         id.require_ready()?;
+        rollback::finish_stopped(&backing, &plan.options, watch)
+            .and_then(|open| rollback::refuse_open(open.as_ref()))?;
         id.origin = choose_origin(plan, &backing, &directory, id.origin, &mounts)?;
         id.directory = directory.to_string_lossy().into_owned();
         refuse_occupied(&directory)?;

@@ -263,6 +263,9 @@ impl Namespace {
                 stat.st_size
             ));
         }
+        if self.volume.is_set_aside(id) {
+            return Err("it belongs to what the volume was before it was rolled back".to_owned());
+        }
         self.volume.file(id).map_err(|error| error.to_string())
     }
 }

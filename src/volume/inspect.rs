@@ -69,6 +69,7 @@ impl Volume {
             image_memory_bytes: self.claims.image_bytes(),
             promised_bytes: self.space.promised_blocks() * self.block_bytes(),
             in_repository_bytes: self.bytes_in_repository(),
+            rollback: self.rollback_status(),
             change_memory_bytes: change_memory,
             marks,
         }
@@ -180,7 +181,7 @@ impl Volume {
     }
 
     /// Files that durable state, the log or an object knows but `known` does not, among ids issued before this mount (R12): what an
-    /// unclean stop left behind. [`Volume::remove`] frees them.
+    /// unclean stop left behind. [`Volume::remove`] frees them. Never what the volume was before a rollback, whose names nobody meets.
     pub fn orphans(&self, known: &std::collections::HashSet<FileId>, limit_before: u64) -> Vec<FileId> {
         let mut ids = self.files();
         for objects in &self.objects {
@@ -188,7 +189,9 @@ impl Volume {
         }
         ids.sort_unstable();
         ids.dedup();
-        ids.retain(|id| id.0 > 0 && id.0 < limit_before && !known.contains(id));
+        let rollback = self.rollback();
+        let is_kept = |id: &FileId| rollback.as_ref().is_some_and(|rollback| rollback.is_from_before(*id));
+        ids.retain(|id| id.0 > 0 && id.0 < limit_before && !known.contains(id) && !is_kept(id));
         ids
     }
 }

@@ -6,7 +6,7 @@
 //! map and sizes durable, and only then frees old images and log segments ([`checkpoint`]). Opening replays the log ([`open`]).
 //! A snapshot's moment is a mark in the log ([`marks`]); what it needs is kept before it changes ([`preserve`]), read from
 //! there ([`asof`]), and found again by the next mount ([`resume`]). A volume that was made of a snapshot has blocks in a repository, and brings
-//! them to its tiers ([`source`]).
+//! them to its tiers ([`source`]). One that was rolled back to a snapshot is made of it anew, beside what it was ([`rollback`]).
 //!
 //! # Locks, in the order in which they are taken
 //! 1. `checkpointing`: one checkpoint at a time.
@@ -46,6 +46,7 @@ mod readers;
 mod relocate;
 mod resize;
 mod resume;
+mod rollback;
 mod source;
 mod space;
 mod staging;
@@ -63,8 +64,8 @@ pub use open::{Recovery, Run};
 pub use readers::{Readers, Reading};
 pub use resize::Seek;
 pub use source::{ClonedFile, Hydrated, Lineage, SourceSnapshot};
-pub use state::Meta;
-pub use status::{Activity, Counters, LogLoad, LogStatus, MarkStatus, TierStatus, VolumeStatus};
+pub use state::{Fate, Meta, Rollback};
+pub use status::{Activity, Counters, LogLoad, LogStatus, MarkStatus, RollbackStatus, TierStatus, VolumeStatus};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -216,6 +217,8 @@ pub struct Volume {
     marks: marks::Marks,
     staging: staging::Staging,
     source: source::Source,
+    /// Of the root before, while a rollback is open: counted at the mount, and nobody writes there.
+    kept_blocks: AtomicU64,
     counters: status::Live,
     /// Troubles that do not stop the volume, by subject, with the time they began.
     degraded: Mutex<BTreeMap<String, (WallNs, String)>>,

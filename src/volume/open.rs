@@ -108,6 +108,7 @@ impl Volume {
             mounts: 0,
             clean: true,
             marked: Marked::default(),
+            rollback: None,
         };
         State::create(&fastest.device, &meta)?;
         for tier in tiers {
@@ -195,6 +196,7 @@ impl Volume {
             marks,
             staging,
             source: StoredIn::default(),
+            kept_blocks: AtomicU64::new(0),
             objects: tiers.iter().map(|tier| Objects::new(tier.device.clone())).collect(),
             space: SpaceBook::new(tiers.len(), u64::from(options.block_bytes)),
             counters: status::Live::new(tiers.len()),
@@ -239,11 +241,17 @@ impl Volume {
     /// Counts what durable state has on each tier.
     fn count_space(&self) -> Result<()> {
         self.count_sources()?;
-        self.state.for_each_chunk(&mut |_, _, bytes| {
+        let rollback = self.rollback();
+        let mut kept_blocks = 0;
+        self.state.for_each_chunk(&mut |id, _, bytes| {
+            let is_kept = rollback.as_ref().is_some_and(|rollback| rollback.is_from_before(id));
             for &byte in bytes.iter().filter(|&&byte| byte != 0) {
                 self.count_place(Place::from_byte(byte), 1);
+                kept_blocks += u64::from(is_kept);
             }
-        })
+        })?;
+        self.kept_blocks.store(kept_blocks, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Returns the snapshots whose marks were pending.

@@ -10,7 +10,7 @@
 
 use super::blockmap::{Home, Place, within};
 use super::relocate::RUN_BYTES_MAX;
-use super::state::{Changes, Parent, State, VERSION_SOURCED};
+use super::state::{Changes, Meta, Parent, State, VERSION_SOURCED};
 use super::status::count;
 use super::{Applied, Claim, File, Tier, Volume, Wrote};
 use crate::device::{AlignedBuf, clock};
@@ -105,6 +105,29 @@ impl Source {
     }
 }
 
+/// What durable state has to say of files whose bytes are in a snapshot. Errors: `Invalid` for a file twice.
+pub(super) fn rows_of(files: &[ClonedFile], meta: &mut Meta) -> Result<Changes> {
+    let block_bytes = u64::from(meta.block_bytes);
+    let mut changes = Changes::default();
+    let mut seen = std::collections::HashSet::new();
+    for file in files {
+        if file.file.0 == 0 || !seen.insert(file.file) {
+            return Err(Error::Invalid(format!("file {} of the snapshot is no file or is there twice", file.file)));
+        }
+        meta.file_id_limit = meta.file_id_limit.max(file.file.0 + 1);
+        changes.rows.push((file.file, FileRow { size_bytes: file.size_bytes, ..FileRow::default() }));
+        let blocks = file.data.iter().map(|(start, end)| (start / block_bytes, end.div_ceil(block_bytes)));
+        let row = SourceRow::new(file.source, blocks);
+        if !row.ranges.is_empty() {
+            changes.sources.push((file.file, row));
+        }
+    }
+    if !changes.sources.is_empty() {
+        meta.version = VERSION_SOURCED;
+    }
+    Ok(changes)
+}
+
 /// Counts a reader as waiting.
 struct Waiting<'a>(&'a AtomicU64);
 
@@ -119,24 +142,7 @@ impl Volume {
     /// repository. Errors: `Invalid` for a file twice.
     pub fn import_snapshot(fastest: &Tier, lineage: &Lineage) -> Result<()> {
         let (state, mut meta) = State::open(&fastest.device)?;
-        let block_bytes = u64::from(meta.block_bytes);
-        let mut changes = Changes::default();
-        let mut seen = std::collections::HashSet::new();
-        for file in &lineage.files {
-            if file.file.0 == 0 || !seen.insert(file.file) {
-                return Err(Error::Invalid(format!("file {} of the snapshot is no file or is there twice", file.file)));
-            }
-            meta.file_id_limit = meta.file_id_limit.max(file.file.0 + 1);
-            changes.rows.push((file.file, FileRow { size_bytes: file.size_bytes, ..FileRow::default() }));
-            let blocks = file.data.iter().map(|(start, end)| (start / block_bytes, end.div_ceil(block_bytes)));
-            let row = SourceRow::new(file.source, blocks);
-            if !row.ranges.is_empty() {
-                changes.sources.push((file.file, row));
-            }
-        }
-        if !changes.sources.is_empty() {
-            meta.version = VERSION_SOURCED;
-        }
+        let changes = rows_of(&lineage.files, &mut meta)?;
         if let Some(snapshot) = lineage.mark {
             (meta.marked.epoch, meta.marked.floor) = (2, 1);
             meta.marked.parents = vec![Parent { snapshot, epoch: 1 }];

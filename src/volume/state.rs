@@ -61,12 +61,56 @@ pub struct Meta {
     /// Absent as long as no snapshot was ever taken.
     #[serde(default, skip_serializing_if = "Marked::is_unused")]
     pub marked: Marked,
+    /// As long as the volume was rolled back and has not settled since. A program that does not know of it refuses the row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<Rollback>,
 }
 
 impl Meta {
     /// May blocks be in the repository that the volume was made from?
     pub fn needs_repository(&self) -> bool {
         self.version == VERSION_SOURCED
+    }
+}
+
+/// What became of a rollback. Each step but the first is one that the next mount takes if whoever decided on it was cut off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    /// What the volume was before is kept.
+    Open,
+    /// What the volume was before goes.
+    Confirmed,
+    /// What the volume was before comes back; the snapshot's files, and what was written since, go.
+    Undone,
+}
+
+/// The volume has two roots: what it was, and what a snapshot made of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollback {
+    /// Files below this id are of the root before, all others of the snapshot or made since.
+    pub first_file: FileId,
+    /// The repository's name of the snapshot.
+    pub snapshot: String,
+    /// When it was.
+    pub at: WallNs,
+    pub fate: Fate,
+}
+
+impl Rollback {
+    /// Is it a file of the root before?
+    pub fn is_from_before(&self, file: FileId) -> bool {
+        file < self.first_file
+    }
+
+    /// Does this file go, now that it is decided?
+    pub fn is_going(&self, file: FileId) -> bool {
+        match self.fate {
+            Fate::Open => false,
+            Fate::Confirmed => self.is_from_before(file),
+            Fate::Undone => !self.is_from_before(file),
+        }
     }
 }
 

@@ -26,6 +26,9 @@ pub struct VolumeStatus {
     /// Of a volume made of a snapshot: blocks that are still in the repository, in bytes; they count as promised, too.
     #[serde(default)]
     pub in_repository_bytes: u64,
+    /// As long as it was rolled back and may still be what it was before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackStatus>,
     /// When pages changed last: what incremental snapshots go by.
     #[serde(default)]
     pub change_memory_bytes: u64,
@@ -277,4 +280,13 @@ impl Live {
             ..Counters::default()
         }
     }
+}
+
+/// A rollback that is neither confirmed nor undone.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RollbackStatus {
+    pub snapshot: String,
+    pub at: WallNs,
+    /// What the volume was before takes so much, in whole blocks.
+    pub kept_bytes: u64,
 }

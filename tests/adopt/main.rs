@@ -4,6 +4,8 @@
 mod clones;
 mod inspect;
 mod lab;
+mod rollback;
+mod stored;
 
 use heatfs::jobs::adopt::{AdoptPlan, adopt, attempt, undo};
 use heatfs::jobs::protect::MARKER;

@@ -8,6 +8,7 @@ mod clones;
 mod doctor;
 mod mounting;
 mod postgres;
+mod rollback;
 mod snapshots;
 mod traces;
 mod usage;

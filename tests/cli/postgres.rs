@@ -1,4 +1,4 @@
-//! Snapshots beneath PostgreSQL: backup mode and its label, checksums of pages. Says so and passes where there is no server, unless `HEATFS_REQUIRE_ALL`
+//! Snapshots beneath PostgreSQL: backup mode and its label, checksums of pages, rolling back. Says so and passes where there is no server, unless `HEATFS_REQUIRE_ALL`
 //! is set.
 
 use super::bench::{Bench, wait_until};
@@ -223,4 +223,40 @@ fn a_page_with_a_wrong_checksum_is_named_in_every_snapshot_that_has_it() {
     server.stop();
     bench.ok(&["stop"]);
     assert_eq!(bench.ended(60), Some(0), "{}", bench.log());
+}
+
+/// The night it is for: a table was dropped, the volume goes back to before, and on, or back to what it was.
+#[test]
+fn a_dropped_table_is_back_after_a_rollback_and_gone_again_when_that_is_undone() {
+    let Some((mut server, mut bench)) = adopted() else { return };
+    let data = bench.data();
+    server.sql("CREATE TABLE t AS SELECT generate_series(1, 20000) AS i");
+    let id = bench.json(&["snapshot", "create"])["id"].as_str().unwrap().to_owned();
+    server.sql("DROP TABLE t");
+    server.sql("CREATE TABLE made_since AS SELECT 42 AS i");
+    let on_another_root = |server: &mut Server, bench: &mut Bench, args: &[&str]| {
+        server.stop();
+        bench.ok(&["stop"]);
+        assert_eq!(bench.ended(60), Some(0), "{}", bench.log());
+        bench.ok(args);
+        bench.start();
+        // As after a power cut the server's own is there. Where nobody reaps its process PostgreSQL takes it for one that runs.
+        fs::remove_file(data.join("postmaster.pid")).ok();
+        server.start(&data);
+    };
+    let tables = "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class WHERE relname IN ('t', 'made_since')";
+
+    on_another_root(&mut server, &mut bench, &["rollback", &id]);
+    assert_eq!((server.sql(tables), server.sql("SELECT sum(i) FROM t")), ("t".to_owned(), "200010000".to_owned()));
+    server.sql("INSERT INTO t SELECT 1 FROM generate_series(1, 5000)");
+    server.sql("VACUUM FULL t");
+    on_another_root(&mut server, &mut bench, &["rollback", "--undo"]);
+    assert_eq!(server.sql(tables), "made_since");
+
+    on_another_root(&mut server, &mut bench, &["rollback", &id]);
+    server.sql("INSERT INTO t VALUES (-10000)");
+    on_another_root(&mut server, &mut bench, &["rollback", "--confirm"]);
+    assert_eq!((server.sql(tables), server.sql("SELECT sum(i) FROM t")), ("t".to_owned(), "200000000".to_owned()));
+    // All pages are read and their checksums verified.
+    assert_eq!(bench.json(&["snapshot", "create"])["pages"]["bad"], 0);
 }

@@ -20,6 +20,9 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         (&["whatif", "--tier", "nvme=+much"], "NAME=+SIZE"),
         (&["why", "--count", "few"], "few"),
         (&["report"], "--html"),
+        (&["rollback"], "SNAPSHOT"),
+        (&["rollback", "--confirm", "--undo"], "--undo"),
+        (&["rollback", "latest", "--undo"], "--undo"),
     ] {
         let output = heatfs().args(args).output().unwrap();
         let line = complaint(&output, 2);

@@ -14,5 +14,6 @@ mod marks_crash;
 mod marks_rules;
 mod marks_threads;
 mod model;
+mod rollback_crash;
 mod rules;
 mod threads;

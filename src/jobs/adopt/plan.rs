@@ -13,7 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// An inode with its attributes and its part of a directory, at most; for judging whether home fits.
-const HOME_ENTRY_BYTES: u64 = 4096;
+pub(in crate::jobs) const HOME_ENTRY_BYTES: u64 = 4096;
 /// Room for the state besides home and log.
 const STATE_BYTES: u64 = 64 << 20;
 

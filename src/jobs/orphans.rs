@@ -4,23 +4,22 @@
 //! Looked for before the mount appears: later a file that is renamed from a directory still to be visited into one already visited would
 //! be missed, and its content thrown away. It costs one look at each name, and only after an unclean stop.
 
+use super::home::for_each;
 use crate::error::Result;
-use crate::namespace::Namespace;
 use crate::volume::Volume;
 use std::collections::HashSet;
+use std::path::Path;
+use uuid::Uuid;
 
-/// Removes content without a name among the ids below `limit_before`. Nothing is removed while any file's identity cannot be trusted, because its
+/// Removes content without a name in `tree` among the ids below `limit_before`. Nothing is removed while any file's identity cannot be trusted, because its
 /// content may be the one that seems to have no name; nor if there are no names at all.
-pub(super) fn free(namespace: &Namespace, volume: &Volume, limit_before: u64) -> Result<()> {
+pub fn free(tree: &Path, id: Uuid, volume: &Volume, limit_before: u64) -> Result<()> {
     let mut known = HashSet::new();
     let mut untrusted = 0u64;
-    namespace.walk(&mut |visit| {
-        match &visit.file {
-            Some(Ok(id)) => {
-                known.insert(*id);
-            }
-            Some(Err(_)) => untrusted += 1,
-            None => {}
+    for_each(tree, id, &mut |file| {
+        match file {
+            Ok(file) => _ = known.insert(file.id),
+            Err(_) => untrusted += 1,
         }
         Ok(())
     })?;
