@@ -4,7 +4,7 @@ use super::args::{Choice, Rollback};
 use super::events::moment;
 use super::progress::Follower;
 use super::snapshot::{find, open_with_place};
-use super::{adopt::absolute, out};
+use super::{new_volume::absolute, out};
 use crate::daemon::quantity::rounded_bytes;
 use crate::daemon::settings::Settings;
 use crate::daemon::{clear_mountpoint, engine_options, tier_plans};
