@@ -56,6 +56,8 @@ fn per_access(recorder: &Recorder, write: bool) -> f64 {
 }
 
 fn main() {
+    // As in the daemon: what is freed goes back.
+    heatfs::device::sys::return_large_allocations(1 << 20);
     let dir = std::env::temp_dir();
     let open = |epoch: Duration| {
         let settings = HeatSettings { memory_bytes: MEMORY / 4, ..HeatSettings::with_block_bytes(65_536) };
