@@ -47,6 +47,7 @@ const ASYNC: Seams = &[
 const UNSAFE: Seams = &[
     ("src/device/sys.rs", "system calls and views of aligned memory"),
     ("src/device/sys_home.rs", "system calls on home"),
+    ("src/device/sys_uring.rs", "memory shared with the kernel"),
 ];
 
 /// Names that say nothing, and names of crates that a module of the same name would hide.

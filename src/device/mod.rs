@@ -89,6 +89,7 @@ pub mod real;
 pub mod sim;
 pub mod sys;
 pub mod sys_home;
+pub mod sys_uring;
 pub mod witness;
 
 pub use aligned::AlignedBuf;

@@ -26,7 +26,7 @@ pub(super) const BLOCK_BYTES: u32 = 4096;
 /// Largest WRITE and READ: what the kernel's default of 256 pages per request allows.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
 /// The page cache outlives closing, because nobody else writes; and close has nothing to tell us.
-const OPENED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
+pub(super) const OPENED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
 
 /// Asked for one by one, since kernels differ. Not asked for: the writeback cache (the daemon would lose order and time of writes), AUTO_INVAL_DATA,
 /// locks (kernel-local ones suffice), ATOMIC_O_TRUNC (truncates come as SETATTR).

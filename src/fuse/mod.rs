@@ -17,6 +17,7 @@ mod front;
 mod mounted;
 mod operations;
 mod pool;
+mod ring;
 mod snapshot;
 
 pub use front::{Front, FrontStats, Slots};
@@ -85,7 +86,9 @@ pub struct Served {
 pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) -> Result<Served> {
     let path = || mountpoint.display().to_string();
     let mountpoint = mountpoint.canonicalize().map_err(|error| Error::io("find mountpoint", path(), error))?;
-    let workers = workers(options.workers);
+    let over_ring = ring::is_available();
+    // A worker of a ring has nothing else to do while it reads.
+    let workers = if over_ring { usize::MAX } else { workers(options.workers) };
     let front = Arc::new(Front::new(namespace, options.slots, workers));
     let ended = Arc::new(Ended::default());
     let tell = Arc::clone(&ended);
@@ -95,6 +98,20 @@ pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) ->
         Arc::clone(&options.maintains),
         Box::new(move || tell.tell()),
     );
+    let everybody = options.everybody.unwrap_or_else(|| nix::unistd::geteuid().is_root());
+    if over_ring {
+        let wanted = ring::Mount {
+            source: &options.source,
+            everybody,
+            no_exec: options.no_exec,
+            maintains: Arc::clone(&options.maintains),
+        };
+        let session = ring::serve(Arc::clone(&front), adapter, &mountpoint, &wanted)
+            .map_err(|error| Error::io("mount", path(), error))?;
+        let mounted = Mounted::new(mountpoint, ended, session);
+        mounted.set_read_ahead(options.read_ahead_kb);
+        return Ok(Served { mounted, front });
+    }
     let mut config = fuser::Config::default();
     config.mount_options = vec![
         MountOption::FSName(options.source.clone()),
@@ -106,7 +123,6 @@ pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) ->
     if options.no_exec {
         config.mount_options.push(MountOption::NoExec);
     }
-    let everybody = options.everybody.unwrap_or_else(|| nix::unistd::geteuid().is_root());
     config.acl = if everybody { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(workers);
     config.clone_fd = true;
