@@ -25,7 +25,7 @@
 //! heat asks, and flips the map if nobody wrote meanwhile. After a crash the log is replayed into the overlay: nothing is copied at start.
 //!
 //! What is *not* here: the engine (`volume` and below) knows no FUSE, no user paths, no async; policy does no I/O;
-//! `unsafe` is confined to `device::sys`.
+//! `unsafe` is confined to `device::sys`, `sys_home` and `sys_uring`.
 
 pub mod cli;
 pub mod control;

@@ -44,6 +44,7 @@ pub const KEYS: &[&str] = &[
     "fuse.read_ahead",
     "fuse.slow_read_slots",
     "fuse.allow_other",
+    "fuse.io_uring",
     "placement.epoch",
     "placement.half_life_epochs",
     "placement.high_watermark",
@@ -173,6 +174,8 @@ pub struct FuseSettings {
     pub slow_read_slots: usize,
     /// None: as root yes, otherwise no.
     pub allow_other: Option<bool>,
+    /// Requests come over io_uring, where the kernel has it switched on.
+    pub io_uring: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -423,6 +426,7 @@ fn read_fuse(fuse: &mut Section) -> Result<FuseSettings> {
         max_background: u16::try_from(fuse.count("max_background", 1024, 16..=65535)?).unwrap_or(u16::MAX),
         read_ahead_bytes: fuse.bytes("read_ahead", 128 * KIB, 0..=16 * MIB)?,
         slow_read_slots: narrow(fuse.count("slow_read_slots", 64, 1..=1024)?),
+        io_uring: fuse.flag("io_uring", false)?,
         allow_other: match fuse.raw("allow_other") {
             None => None,
             Some(Value { kind: ValueKind::Boolean(flag), .. }) => Some(flag),

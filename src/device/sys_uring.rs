@@ -6,10 +6,9 @@
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::sys::eventfd::EventFd;
-use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -109,7 +108,7 @@ const KEPT_SLOTS: usize = 4;
 /// Belongs to one thread: the one that made it.
 pub struct FuseRing {
     ring: IoUring<squeue::Entry128, cqueue::Entry>,
-    device: Arc<File>,
+    device: Arc<OwnedFd>,
     slots: Vec<Slot>,
     lent: usize,
     bell: Arc<EventFd>,
@@ -120,7 +119,7 @@ pub struct FuseRing {
 
 impl FuseRing {
     /// For at most `slots_max` slots. `bell` is an eventfd. Errors: `ENOSYS`, `EPERM` where io_uring may not be used; `EINVAL` where the kernel is too old.
-    pub fn new(device: Arc<File>, bell: Arc<EventFd>, slots_max: u32) -> io::Result<FuseRing> {
+    pub fn new(device: Arc<OwnedFd>, bell: Arc<EventFd>, slots_max: u32) -> io::Result<FuseRing> {
         let entries = (slots_max + 1).next_power_of_two();
         let ring = IoUring::<squeue::Entry128, cqueue::Entry>::builder()
             .setup_single_issuer()

@@ -5,6 +5,7 @@
 //!   operations   the trait between
 //!   front        who may wait where; handles; pools
 //!   errno        errors to numbers
+//!   ring         requests over io_uring, where the kernel has it switched on
 //!   snapshot     a filesystem of its own: a snapshot, read from the repository
 //! ```
 //!
@@ -51,6 +52,8 @@ pub struct Options {
     pub max_background: u16,
     /// Other users may use the mount; None: if it is root who mounts.
     pub everybody: Option<bool>,
+    /// Take requests over io_uring where the kernel offers it.
+    pub io_uring: bool,
     /// Whose accesses are no heat.
     pub maintains: Maintains,
 }
@@ -65,6 +68,7 @@ impl Default for Options {
             read_ahead_kb: 128,
             max_background: 1024,
             everybody: None,
+            io_uring: false,
             maintains: Arc::new(|_| false),
         }
     }
@@ -86,7 +90,12 @@ pub struct Served {
 pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) -> Result<Served> {
     let path = || mountpoint.display().to_string();
     let mountpoint = mountpoint.canonicalize().map_err(|error| Error::io("find mountpoint", path(), error))?;
-    let over_ring = ring::is_available();
+    let over_ring = options.io_uring && ring::is_available();
+    if options.io_uring && !over_ring {
+        tracing::warn!(
+            "requests come through /dev/fuse: io_uring needs root, and `enable_uring` of the kernel's module fuse (Linux 6.14)"
+        );
+    }
     // A worker of a ring has nothing else to do while it reads.
     let workers = if over_ring { usize::MAX } else { workers(options.workers) };
     let front = Arc::new(Front::new(namespace, options.slots, workers));

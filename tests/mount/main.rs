@@ -6,6 +6,7 @@ mod faults;
 mod image;
 mod names;
 mod owners;
+mod ring;
 mod server;
 mod slow;
 

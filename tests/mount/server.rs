@@ -16,6 +16,8 @@ use uuid::Uuid;
 const DIRECTORY: &str = "HEATFS_TEST_SERVE";
 /// How many descriptors the server may have.
 const DESCRIPTORS: &str = "HEATFS_TEST_DESCRIPTORS";
+/// Requests are to come over io_uring; set for the tests themselves, all of them run so.
+const IO_URING: &str = "HEATFS_TEST_IO_URING";
 /// The ordinary user that the server runs as.
 const USER: &str = "HEATFS_TEST_USER";
 
@@ -66,8 +68,8 @@ pub fn serve() {
     }
     let (volume, namespace) = open(&base);
     volume.start_threads().unwrap();
-    let served =
-        heatfs::fuse::mount(Arc::clone(&namespace), &base.join("mnt"), &heatfs::fuse::Options::default()).unwrap();
+    let options = heatfs::fuse::Options { io_uring: std::env::var_os(IO_URING).is_some(), ..Default::default() };
+    let served = heatfs::fuse::mount(Arc::clone(&namespace), &base.join("mnt"), &options).unwrap();
     println!("@mounted");
     for line in std::io::stdin().lines().map_while(Result::ok) {
         match line.as_str() {
@@ -130,6 +132,16 @@ impl Mount {
             return None;
         }
         Mount::start_with(&[(USER, uid.to_string())])
+    }
+
+    /// None, after saying why, where the kernel does not offer it.
+    pub fn start_over_io_uring() -> Option<Mount> {
+        let path = "/sys/module/fuse/parameters/enable_uring";
+        if std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "Y") {
+            return Mount::start_with(&[(IO_URING, "1".to_owned())]);
+        }
+        eprintln!("NOT RUN: needs a kernel with Y in {path}");
+        None
     }
 
     fn start_with(environment: &[(&str, String)]) -> Option<Mount> {

@@ -8,7 +8,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, sendms
 use nix::unistd::{read, write};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::fs::File;
+
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ const MESSAGE_BYTES_MAX: usize = (1 << 20) + (64 << 10);
 const DESTROY: u32 = 38;
 
 pub struct Bridge {
-    device: Arc<File>,
+    device: Arc<OwnedFd>,
     socket: OwnedFd,
     /// Requests that came by a ring, until the library answers.
     pending: Mutex<HashMap<u64, Ticket>>,
@@ -35,7 +35,7 @@ pub struct Agreed {
 
 impl Bridge {
     /// The other end is for the library, which reads it with so many threads.
-    pub fn new(device: Arc<File>, library_threads: usize) -> io::Result<(Arc<Bridge>, OwnedFd)> {
+    pub fn new(device: Arc<OwnedFd>, library_threads: usize) -> io::Result<(Arc<Bridge>, OwnedFd)> {
         let (socket, library) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         for end in [&socket, &library] {
             setsockopt(end, sockopt::SndBufForce, &(4 * MESSAGE_BYTES_MAX))?;

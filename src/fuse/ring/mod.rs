@@ -1,4 +1,4 @@
-//! Requests over io_uring: one system call per request instead of two, served on the processor where they were made.
+//! Requests over io_uring: one system call per request instead of two.
 //!
 //! The kernel has a queue of requests for each processor. Here are workers for each queue, every one with a ring of its own and some slots
 //! in it. What databases do all day they serve by themselves; all else goes over a bridge to the fuser library, which thinks that it reads the
@@ -25,15 +25,13 @@ use bridge::{Agreed, Bridge};
 use mailbox::Mailbox;
 use nix::fcntl::{OFlag, open};
 use nix::mount::MsFlags;
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::{Mode, stat};
-use nix::unistd::Pid;
 use parking_lot::Mutex;
-use std::fs::File;
+
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -42,8 +40,8 @@ use worker::Worker;
 /// The library's threads, for what is passed on to it.
 const LIBRARY_THREADS: usize = 4;
 
-/// Workers of each processor's queue.
-const WORKERS_PER_QUEUE: usize = 2;
+/// Workers of each processor's queue. They run on any: bound to their own, each waits for the server that runs there.
+const WORKERS_PER_QUEUE: usize = 3;
 /// Requests that may be under way at once, all workers together: as many as the kernel has in the background.
 const SLOTS_MAX: usize = 1024;
 
@@ -74,7 +72,7 @@ pub fn serve<O: Operations>(
     mountpoint: &Path,
     mount: &Mount<'_>,
 ) -> io::Result<fuser::BackgroundSession> {
-    let device = Arc::new(File::from(open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?));
+    let device = Arc::new(open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?);
     mount_device(&device, mountpoint, mount)?;
     let (bridge, library_end) = Bridge::new(Arc::clone(&device), LIBRARY_THREADS)?;
     let workers: Workers = Arc::default();
@@ -103,7 +101,7 @@ type Workers = Arc<Mutex<Vec<JoinHandle<()>>>>;
 struct Starting<O> {
     operations: Arc<O>,
     maintains: Maintains,
-    device: Arc<File>,
+    device: Arc<OwnedFd>,
     bridge: Arc<Bridge>,
     workers: Workers,
 }
@@ -115,13 +113,11 @@ impl<O: Operations> Starting<O> {
             return tracing::warn!("the kernel does not take requests over io_uring; the device is used");
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let per_queue =
-            std::env::var("HEATFS_RING_WORKERS").ok().and_then(|v| v.parse().ok()).unwrap_or(WORKERS_PER_QUEUE);
-        let slots_max = (SLOTS_MAX / (cores * per_queue)).max(16);
+        let slots_max = (SLOTS_MAX / (cores * WORKERS_PER_QUEUE)).max(16);
         let mut workers = self.workers.lock();
         for queue in 0..queues {
             // Each queue has to have one, though its processor may never come.
-            let count = if usize::from(queue) < cores { per_queue } else { 1 };
+            let count = if usize::from(queue) < cores { WORKERS_PER_QUEUE } else { 1 };
             for number in 0..count {
                 match self.start_worker(queue, number, slots_max, payload_bytes) {
                     Ok(worker) => workers.push(worker),
@@ -150,7 +146,6 @@ impl<O: Operations> Starting<O> {
         };
         let device = Arc::clone(&self.device);
         spawn(format!("heatfs-{queue}-{number}"), move || {
-            if std::env::var_os("HEATFS_RING_FREE").is_none() { stay_on(usize::from(queue)); }
             let run = || -> io::Result<()> {
                 worker.run(&mut FuseRing::new(device, bell, u32::try_from(slots_max).unwrap_or(1))?)
             };
@@ -161,19 +156,11 @@ impl<O: Operations> Starting<O> {
     }
 }
 
-/// Where the request was made its answer is awaited: no other processor need be woken.
-fn stay_on(processor: usize) {
-    let mut only = CpuSet::new();
-    if only.set(processor).and_then(|()| sched_setaffinity(Pid::from_raw(0), &only)).is_err() {
-        tracing::debug!("a worker of processor {processor} runs anywhere");
-    }
-}
-
 fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name).spawn(run)
 }
 
-fn mount_device(device: &File, mountpoint: &Path, mount: &Mount<'_>) -> io::Result<()> {
+fn mount_device(device: &OwnedFd, mountpoint: &Path, mount: &Mount<'_>) -> io::Result<()> {
     let mode = stat(mountpoint)?.st_mode & libc::S_IFMT;
     let mut options = format!("fd={},rootmode={mode:o},user_id=0,group_id=0,default_permissions", device.as_raw_fd());
     if mount.everybody {
