@@ -566,3 +566,14 @@ fn r19_a_rollback_is_undone_without_the_repository() {
     // A daemon's hydrator would let it go; so does a release.
     rolled.assert_ends_as(&rolled.now, "undone without the repository");
 }
+
+/// What cannot be told is found out while there is a way back: a job that has failed must not have been done.
+#[test]
+fn r19_damaged_pins_are_found_before_the_volume_is_rolled_back() {
+    let rolled = rolled();
+    fs::write(rolled.lab.path("nvme/pins.json"), b"{}").unwrap();
+    refused(rolled.roll_back(), "pins");
+    assert_eq!((rolled.refs(), rolled.other_trees(), rolled.meta().rollback), (0, vec![], None));
+    fs::remove_file(rolled.lab.path("nvme/pins.json")).unwrap();
+    rolled.assert_ends_as(&rolled.now, "refused");
+}
