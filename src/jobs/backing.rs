@@ -8,8 +8,8 @@ use crate::ondisk::identity::NAME_MAX_BYTES;
 use crate::tier::identity::{IDENTITY_FILE, LOCK_FILE, Locks, Place};
 use crate::units::TierId;
 use crate::volume::Tier;
-use std::fs::{self, File};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -263,10 +263,32 @@ pub(super) fn rename_durably(from: &Path, to: &Path) -> Result<()> {
 
 /// Removes a directory tree of ours; nothing happens when there is none.
 pub(super) fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
+    let removed = match fs::remove_dir_all(path) {
+        // Its directories have the modes of the user's; one that denies writing keeps its names from anybody but root, its owner included.
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            open_directories(path)?;
+            fs::remove_dir_all(path)
+        }
+        removed => removed,
+    };
+    match removed {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path.display().to_string(), e)),
         _ => Ok(()),
     }
+}
+
+/// Lets the owner of a tree do anything in each of its directories.
+fn open_directories(tree: &Path) -> Result<()> {
+    let mut pending = vec![tree.to_owned()];
+    while let Some(path) = pending.pop() {
+        let meta = fs::symlink_metadata(&path).map_err(|e| Error::io("stat", path.display().to_string(), e))?;
+        if meta.is_dir() {
+            let opened = fs::set_permissions(&path, Permissions::from_mode(0o700));
+            opened.map_err(|e| Error::io("chmod", path.display().to_string(), e))?;
+            pending.extend(read_dir(&path)?);
+        }
+    }
+    Ok(())
 }
 
 /// Removes one file of ours; nothing happens when there is none.

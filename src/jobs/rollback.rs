@@ -287,6 +287,7 @@ struct Rolling<'a> {
     stopped: &'a Stopped,
     block_bytes: u64,
     manifest: Manifest,
+    warnings: Vec<String>,
 }
 
 impl<'a> Rolling<'a> {
@@ -308,7 +309,8 @@ impl<'a> Rolling<'a> {
         }
         let block_bytes = u64::from(meta.block_bytes);
         let manifest = Manifest::read(&snapshot, repository, block_bytes)?;
-        Ok(Rolling { repository, snapshot, plan, stopped, block_bytes, manifest })
+        let warnings = warnings(stopped)?;
+        Ok(Rolling { repository, snapshot, plan, stopped, block_bytes, manifest, warnings })
     }
 
     fn run(mut self, watch: &mut dyn Watch) -> Result<RollbackReport> {
@@ -341,7 +343,7 @@ impl<'a> Rolling<'a> {
             files,
             bytes: self.manifest.bytes(),
             in_repository_bytes: self.manifest.blocks * self.block_bytes,
-            warnings: self.warnings()?,
+            warnings: self.warnings,
         })
     }
 
@@ -395,10 +397,10 @@ impl<'a> Rolling<'a> {
         let why = format!("of the volume at {}, rolled back", stopped.id.directory);
         self.repository.set_ref(reference, RefKind::InUse, plan.snapshot, &why)
     }
+}
 
-    fn warnings(&self) -> Result<Vec<String>> {
-        let pinned = pins::load(self.stopped.home_device())?.len();
-        let line = format!("{pinned} pins are of files as they were before: pin again what is to stay on a tier");
-        Ok(if pinned > 0 { vec![line] } else { Vec::new() })
-    }
+fn warnings(stopped: &Stopped) -> Result<Vec<String>> {
+    let pinned = pins::load(stopped.home_device())?.len();
+    let line = format!("{pinned} pins are of files as they were before: pin again what is to stay on a tier");
+    Ok(if pinned > 0 { vec![line] } else { Vec::new() })
 }

@@ -17,6 +17,7 @@ use heatfs::volume::{Meta, Severity, SourceSnapshot, Tier, Volume, Wait};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -565,4 +566,65 @@ fn r19_a_rollback_is_undone_without_the_repository() {
     fs::rename(&away, &repo).unwrap();
     // A daemon's hydrator would let it go; so does a release.
     rolled.assert_ends_as(&rolled.now, "undone without the repository");
+}
+
+/// What cannot be told is found out while there is a way back: a job that has failed must not have been done.
+#[test]
+fn r19_damaged_pins_are_found_before_the_volume_is_rolled_back() {
+    let rolled = rolled();
+    fs::write(rolled.lab.path("nvme/pins.json"), b"{}").unwrap();
+    refused(rolled.roll_back(), "pins");
+    assert_eq!((rolled.refs(), rolled.other_trees(), rolled.meta().rollback), (0, vec![], None));
+    fs::remove_file(rolled.lab.path("nvme/pins.json")).unwrap();
+    rolled.assert_ends_as(&rolled.now, "refused");
+}
+
+/// Runs it without root's rights to the files of others, and to directories that deny writing.
+fn as_ordinary_user(lab: Lab, work: impl FnOnce(Lab) + Send) {
+    const USER: u32 = 65534;
+    let own = |path: &Path| std::os::unix::fs::chown(path, Some(USER), Some(USER));
+    ["", "nvme", "sata", "hdd"].into_iter().for_each(|name| _ = own(&lab.path(name)));
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            // For this thread and those that it starts.
+            nix::unistd::setfsgid(USER.into());
+            nix::unistd::setfsuid(USER.into());
+            work(lab);
+        });
+        worker.join().unwrap();
+    });
+}
+
+/// Only root removes names from a directory that its owner may not write to. The volume of an ordinary user could neither settle nor be mounted ever after.
+#[test]
+fn r19_an_ordinary_user_removes_a_root_with_directories_that_deny_writing() {
+    as_ordinary_user(Lab::fast(), |lab| {
+        let deny = |tree: &Path| {
+            for denied in ["denied/below", "denied"] {
+                fs::set_permissions(tree.join(denied), fs::Permissions::from_mode(0o500)).unwrap();
+            }
+        };
+        for dir in ["was", "data"] {
+            fs::create_dir_all(lab.path(dir).join("denied/below")).unwrap();
+            fs::write(lab.path(dir).join("denied/below/file"), dir).unwrap();
+        }
+        let now = snapshot(&lab.data());
+        let volume = lab.adopt().unwrap().volume;
+        deny(&lab.path("nvme/home/tree"));
+        deny(&lab.path("was"));
+        let repository = init(&lab);
+        let (snapshot, was) = store(&repository, &lab.path("was"), volume);
+        let rolled = Rolled { lab, repository, snapshot, now, was };
+        let mut names = CutAt { left: usize::MAX, seen: Vec::new() };
+        attempt(&rolled.repository, &rolled.plan(), &mut names).unwrap();
+        rolled.undo(&mut ()).unwrap();
+        assert_shown(&rolled.shown(), &contents_of(&rolled.now), "undone");
+        let left = names.seen.iter().position(|step| *step == "roll back").unwrap();
+        roll_back(&rolled.repository, &rolled.plan(), &mut CutAt { left, seen: Vec::new() }).unwrap_err();
+        assert_eq!(rolled.other_trees(), Vec::<&str>::new(), "failed");
+        rolled.roll_back().unwrap();
+        rolled.confirm(&mut ()).unwrap();
+        assert_shown(&rolled.shown(), &contents_of(&rolled.was), "confirmed");
+        assert_eq!(rolled.other_trees(), Vec::<&str>::new(), "confirmed");
+    });
 }
