@@ -92,8 +92,8 @@ struct Slot {
 pub enum Event {
     /// This slot holds a request.
     Request(usize),
-    /// This slot will never hold one again: the filesystem is gone, or was never served this way. With the error's number.
-    Over(usize, i32),
+    /// A slot will never hold one again: the filesystem is gone, or was never served this way. With the error's number.
+    Over(i32),
     /// Somebody rang the bell.
     Bell,
 }
@@ -225,7 +225,7 @@ impl FuseRing {
             self.lent -= 1;
             events.push(match completion.result() {
                 0 => Event::Request(slot),
-                error => Event::Over(slot, -error),
+                error => Event::Over(-error),
             });
         }
         Ok(())

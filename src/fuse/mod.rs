@@ -79,6 +79,24 @@ fn workers(wanted: Option<usize>) -> usize {
     wanted.unwrap_or(cores.clamp(2, 15) + 1).max(1)
 }
 
+fn library_config(options: &Options, everybody: bool, workers: usize) -> fuser::Config {
+    let mut config = fuser::Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(options.source.clone()),
+        // Not the variant of that name: the library keeps that one from the kernel when it mounts by itself.
+        MountOption::CUSTOM("subtype=heatfs".to_owned()),
+        MountOption::DefaultPermissions,
+        MountOption::NoAtime,
+    ];
+    if options.no_exec {
+        config.mount_options.push(MountOption::NoExec);
+    }
+    config.acl = if everybody { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(workers);
+    config.clone_fd = true;
+    config
+}
+
 /// A mount and the front that serves it.
 pub struct Served {
     pub mounted: Mounted,
@@ -108,36 +126,21 @@ pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) ->
         Box::new(move || tell.tell()),
     );
     let everybody = options.everybody.unwrap_or_else(|| nix::unistd::geteuid().is_root());
-    if over_ring {
-        let wanted = ring::Mount {
-            source: &options.source,
-            everybody,
-            no_exec: options.no_exec,
-            maintains: Arc::clone(&options.maintains),
-        };
-        let session = ring::serve(Arc::clone(&front), adapter, &mountpoint, &wanted)
-            .map_err(|error| Error::io("mount", path(), error))?;
-        let mounted = Mounted::new(mountpoint, ended, session);
-        mounted.set_read_ahead(options.read_ahead_kb);
-        return Ok(Served { mounted, front });
-    }
-    let mut config = fuser::Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(options.source.clone()),
-        // Not the variant of that name: the library keeps that one from the kernel when it mounts by itself.
-        MountOption::CUSTOM("subtype=heatfs".to_owned()),
-        MountOption::DefaultPermissions,
-        MountOption::NoAtime,
-    ];
-    if options.no_exec {
-        config.mount_options.push(MountOption::NoExec);
-    }
-    config.acl = if everybody { SessionACL::All } else { SessionACL::Owner };
-    config.n_threads = Some(workers);
-    config.clone_fd = true;
-    let session = Session::new(adapter, &mountpoint, &config)
-        .and_then(Session::spawn)
-        .map_err(|error| Error::io("mount", path(), error))?;
+    let session = match over_ring {
+        true => {
+            let wanted = ring::Mount {
+                source: &options.source,
+                everybody,
+                no_exec: options.no_exec,
+                maintains: Arc::clone(&options.maintains),
+            };
+            ring::serve(Arc::clone(&front), adapter, &mountpoint, &wanted)
+        }
+        false => {
+            Session::new(adapter, &mountpoint, &library_config(options, everybody, workers)).and_then(Session::spawn)
+        }
+    };
+    let session = session.map_err(|error| Error::io("mount", path(), error))?;
     let mounted = Mounted::new(mountpoint, ended, session);
     mounted.set_read_ahead(options.read_ahead_kb);
     Ok(Served { mounted, front })

@@ -8,7 +8,6 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, sendms
 use nix::unistd::{read, write};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -25,12 +24,6 @@ pub struct Bridge {
     /// Requests that came by a ring, until the library answers.
     pending: Mutex<HashMap<u64, Ticket>>,
     library_threads: usize,
-}
-
-/// What the kernel and the library agreed on.
-pub struct Agreed {
-    /// None: the kernel does not offer io_uring after all.
-    pub payload_bytes: Option<usize>,
 }
 
 impl Bridge {
@@ -90,8 +83,9 @@ impl Bridge {
         }
     }
 
-    /// Brings the library's answers to where the requests came from, until its last thread has ended. `agreed` is called once, after the first: that to INIT.
-    pub fn read_answers(&self, agreed: impl FnOnce(Agreed)) {
+    /// Brings the library's answers to where the requests came from, until its last thread has ended. `agreed` is called once, after the first, that to INIT: with
+    /// the largest payload of a request, or None if the kernel does not offer io_uring after all.
+    pub fn read_answers(&self, agreed: impl FnOnce(Option<usize>)) {
         let mut agreed = Some(agreed);
         let mut threads = self.library_threads;
         let mut message = vec![0_u8; MESSAGE_BYTES_MAX];
@@ -111,7 +105,7 @@ impl Bridge {
                 let body = size_of::<abi::OutHeader>()..length;
                 let payload_bytes = if header.error == 0 { abi::take_uring(&mut message[body]) } else { None };
                 self.write_device(&message[..length]);
-                agreed(Agreed { payload_bytes });
+                agreed(payload_bytes);
             } else {
                 self.write_device(&message[..length]);
             }

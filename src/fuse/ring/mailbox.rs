@@ -42,7 +42,7 @@ impl Mailbox {
     }
 
     /// Wakes the owner.
-    pub fn ring(&self) {
+    fn ring(&self) {
         if let Err(errno) = self.bell.write(1) {
             tracing::error!("eventfd: {errno}");
         }
@@ -83,10 +83,6 @@ impl Ticket {
 
     pub fn bytes(mut self, body: Vec<u8>) {
         self.put(0, Body::Bytes(body));
-    }
-
-    pub fn empty(self) {
-        self.bytes(Vec::new());
     }
 
     pub fn error(mut self, errno: i32) {
@@ -140,13 +136,13 @@ mod tests {
     #[test]
     fn the_bell_rings_for_sleepers_alone() {
         let mailbox = mailbox();
-        Ticket::new(Arc::clone(&mailbox), 0, 1, None).empty();
+        Ticket::new(Arc::clone(&mailbox), 0, 1, None).bytes(Vec::new());
         assert!(!mailbox.may_sleep(), "there is an answer");
         assert_eq!(mailbox.take().len(), 1);
         assert!(mailbox.bell.read().is_err(), "nobody slept");
         assert!(mailbox.may_sleep());
-        Ticket::new(Arc::clone(&mailbox), 0, 1, None).empty();
-        Ticket::new(Arc::clone(&mailbox), 0, 2, None).empty();
+        Ticket::new(Arc::clone(&mailbox), 0, 1, None).bytes(Vec::new());
+        Ticket::new(Arc::clone(&mailbox), 0, 2, None).bytes(Vec::new());
         assert_eq!(mailbox.bell.read(), Ok(1), "once");
     }
 

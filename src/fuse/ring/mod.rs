@@ -21,14 +21,13 @@ use super::adapter::Adapter;
 use super::operations::Operations;
 use crate::device::sys_home::read_kernel_file;
 use crate::device::sys_uring::FuseRing;
-use bridge::{Agreed, Bridge};
+use bridge::Bridge;
 use mailbox::Mailbox;
 use nix::fcntl::{OFlag, open};
 use nix::mount::MsFlags;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::{Mode, stat};
 use parking_lot::Mutex;
-
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -73,8 +72,8 @@ pub fn serve<O: Operations>(
     mount: &Mount<'_>,
 ) -> io::Result<fuser::BackgroundSession> {
     let device = Arc::new(open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?);
-    mount_device(&device, mountpoint, mount)?;
     let (bridge, library_end) = Bridge::new(Arc::clone(&device), LIBRARY_THREADS)?;
+    mount_device(&device, mountpoint, mount)?;
     let workers: Workers = Arc::default();
     let reading = (Arc::clone(&bridge), Arc::clone(&workers));
     spawn("heatfs-fuse".to_owned(), move || {
@@ -89,7 +88,7 @@ pub fn serve<O: Operations>(
     })?;
     let start =
         Starting { operations, maintains: Arc::clone(&mount.maintains), device, bridge: Arc::clone(&bridge), workers };
-    spawn("heatfs-answers".to_owned(), move || bridge.read_answers(|agreed| start.start(&agreed)))?;
+    spawn("heatfs-answers".to_owned(), move || bridge.read_answers(|payload_bytes| start.start(payload_bytes)))?;
     let mut config = fuser::Config::default();
     config.n_threads = Some(LIBRARY_THREADS);
     config.acl = if mount.everybody { fuser::SessionACL::All } else { fuser::SessionACL::Owner };
@@ -108,8 +107,8 @@ struct Starting<O> {
 
 impl<O: Operations> Starting<O> {
     /// The kernel holds all requests back until each queue has a slot, or a slot is refused.
-    fn start(self, agreed: &Agreed) {
-        let (Some(payload_bytes), Some(queues)) = (agreed.payload_bytes.and_then(NonZeroUsize::new), queues()) else {
+    fn start(self, payload_bytes: Option<usize>) {
+        let (Some(payload_bytes), Some(queues)) = (payload_bytes.and_then(NonZeroUsize::new), queues()) else {
             return tracing::warn!("the kernel does not take requests over io_uring; the device is used");
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -8,13 +8,13 @@ use crate::fuse::Maintains;
 use crate::fuse::adapter::OPENED;
 use crate::fuse::errno::{Doing, errno};
 use crate::fuse::operations::Operations;
-use crate::namespace::{Fault, Outcome};
+use crate::namespace::Outcome;
 use std::ffi::OsStr;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub struct Worker<O> {
     pub queue: u16,
@@ -56,8 +56,8 @@ impl<O: Operations> Worker<O> {
                             ring.submit()?;
                         }
                     }
-                    Event::Over(_, errno) if served || is_end(errno) => return self.leave(ring),
-                    Event::Over(_, errno) => return Err(io::Error::from_raw_os_error(errno)),
+                    Event::Over(errno) if served || is_end(errno) => return self.leave(ring),
+                    Event::Over(errno) => return Err(io::Error::from_raw_os_error(errno)),
                 }
             }
         }
@@ -102,25 +102,25 @@ impl<O: Operations> Worker<O> {
         match header.opcode {
             abi::READ => self.read(&header, &operation, ticket),
             abi::WRITE => self.write(&header, &operation, payload, ticket),
-            abi::FSYNC => self.operations.sync(header.node, move |synced| ticket.outcome(synced, Doing::Syncing)),
-            abi::GETATTR => match self.operations.attributes(header.node) {
-                Ok(attributes) => ticket.bytes(abi::AttrOut::from(&attributes).as_bytes().to_vec()),
-                Err(fault) => ticket.error(errno(&fault, Doing::Reading)),
-            },
-            abi::LOOKUP => match self.operations.lookup(header.node, name(payload)) {
-                Ok(linked) => ticket.bytes(abi::EntryOut::from(&linked.attributes).as_bytes().to_vec()),
-                Err(fault) => ticket.error(errno(&fault, Doing::Reading)),
-            },
-            abi::OPEN => match self.operations.open(header.node) {
-                Ok(handle) => {
-                    let opened = abi::Opened { handle, flags: OPENED.bits(), backing: 0 };
-                    ticket.bytes(opened.as_bytes().to_vec());
-                }
-                Err(fault) => ticket.error(errno(&fault, Doing::Reading)),
-            },
+            abi::FSYNC => {
+                self.operations
+                    .sync(header.node, move |synced| ticket.answer(synced.map(|()| Vec::new()), Doing::Syncing));
+            }
+            abi::GETATTR => {
+                let found = self.operations.attributes(header.node);
+                ticket.answer(found.map(|attributes| bytes(&abi::AttrOut::from(&attributes))), Doing::Reading);
+            }
+            abi::LOOKUP => {
+                let found = self.operations.lookup(header.node, name(payload));
+                ticket.answer(found.map(|linked| bytes(&abi::EntryOut::from(&linked.attributes))), Doing::Reading);
+            }
+            abi::OPEN => {
+                let opened = |handle| bytes(&abi::Opened { handle, flags: OPENED.bits(), backing: 0 });
+                ticket.answer(self.operations.open(header.node).map(opened), Doing::Reading);
+            }
             abi::RELEASE => {
                 self.operations.release(header.node);
-                ticket.empty();
+                ticket.bytes(Vec::new());
             }
             _ => self.pass_on(&header, headers, payload, ticket),
         }
@@ -142,11 +142,9 @@ impl<O: Operations> Worker<O> {
         let Some(data) = data else { return ticket.error(libc::EINVAL) };
         let drops_privileges = transfer.transfer_flags & abi::WRITE_KILLS_PRIVILEGES != 0;
         let maintains = (self.maintains)(header.pid);
+        let done = bytes(&abi::Written { size: transfer.size, padding: 0 });
         self.operations.write(header.node, transfer.offset, data, drops_privileges, maintains, move |written| {
-            match written {
-                Ok(()) => ticket.bytes(abi::Written { size: transfer.size, padding: 0 }.as_bytes().to_vec()),
-                Err(fault) => ticket.error(errno(&fault, Doing::Changing)),
-            }
+            ticket.answer(written.map(|()| done), Doing::Changing);
         });
     }
 
@@ -162,16 +160,16 @@ impl<O: Operations> Worker<O> {
 }
 
 impl Ticket {
-    fn outcome(self, outcome: Outcome<()>, doing: Doing) {
+    fn answer(self, outcome: Outcome<Vec<u8>>, doing: Doing) {
         match outcome {
-            Ok(()) => self.empty(),
-            Err(fault) => self.fault(&fault, doing),
+            Ok(body) => self.bytes(body),
+            Err(fault) => self.error(errno(&fault, doing)),
         }
     }
+}
 
-    fn fault(self, fault: &Fault, doing: Doing) {
-        self.error(errno(fault, doing));
-    }
+fn bytes(body: &(impl IntoBytes + Immutable)) -> Vec<u8> {
+    body.as_bytes().to_vec()
 }
 
 fn write_body(payload: &mut Payload, body: &Body) -> usize {
