@@ -73,6 +73,17 @@ impl Rolled {
         roll_back(&self.repository, &self.plan(), &mut ())
     }
 
+    /// And somebody works on it, who is killed every other time rather than stopped.
+    fn roll_back_and_work(&self, time: usize, work: impl FnOnce(&Served)) {
+        self.roll_back().unwrap();
+        let served = self.mount();
+        work(&served);
+        match time.is_multiple_of(2) {
+            true => served.crash(),
+            false => served.stop(),
+        }
+    }
+
     fn confirm(&self, watch: &mut dyn Watch) -> Result<SettledReport> {
         confirm(&self.lab.tiers(), &options(), watch)
     }
@@ -341,13 +352,7 @@ fn r19_a_confirmation_cut_off_anywhere_goes_on() {
     loop {
         let rolled = rolled();
         let before = rolled.objects();
-        rolled.roll_back().unwrap();
-        let served = rolled.mount();
-        served.write("base/1/16385", 100, b"acknowledged");
-        match cut % 2 == 0 {
-            true => served.crash(),
-            false => served.stop(),
-        }
+        rolled.roll_back_and_work(cut, |served| served.write("base/1/16385", 100, b"acknowledged"));
         let mut want = contents_of(&rolled.was);
         for name in ["base/1/16385", "a second name"] {
             want.get_mut(name).unwrap()[100..112].copy_from_slice(b"acknowledged");
@@ -382,14 +387,10 @@ fn r19_an_undoing_cut_off_anywhere_goes_on() {
     loop {
         let rolled = rolled();
         let before = rolled.objects();
-        rolled.roll_back().unwrap();
-        let served = rolled.mount();
-        served.write("base/1/16385", 100, b"goes");
-        served.hydrate();
-        match cut % 2 == 0 {
-            true => served.crash(),
-            false => served.stop(),
-        }
+        rolled.roll_back_and_work(cut, |served| {
+            served.write("base/1/16385", 100, b"goes");
+            served.hydrate();
+        });
         let mut watch = CutAt { left: cut, seen: Vec::new() };
         let outcome = rolled.undo(&mut watch);
         let at = format!("cut at step {cut}, {}", watch.seen.last().unwrap_or(&""));

@@ -2,7 +2,7 @@
 //! the state after some prefix of the operations that holds everything acknowledged, whatever is in the repository and whatever is not.
 
 use crate::clones::{Memory, ids, make, snapshot};
-use crate::harness::{FILES, Harness, Model, Op, Random};
+use crate::harness::{Acknowledged, Harness, Model, Op, Random};
 use heatfs::device::sim::{SimWorld, Survival};
 use heatfs::volume::Severity;
 use std::sync::Arc;
@@ -37,24 +37,17 @@ impl Start {
         let Ok(mut harness) = Harness::open_with(world.clone(), ids(), Some(self.memory.clone())) else {
             return ended(0, 0);
         };
-        let (mut acknowledged, mut last_op_of, mut model) = (0, [0; FILES], self.base.clone());
+        let mut acknowledged = Acknowledged::after(&self.base);
         for (index, op) in self.ops.iter().enumerate() {
             let result = harness.run(index, op);
-            let before = model.clone();
-            model.apply(index, op);
-            for (last_op, (now, before)) in last_op_of.iter_mut().zip(model.files.iter().zip(&before.files)) {
-                if now != before {
-                    *last_op = index + 1;
-                }
-            }
-            match (result, op) {
-                (Ok(()), Op::Sync { file }) => acknowledged = acknowledged.max(last_op_of[*file]),
-                (Ok(()), Op::Reopen { .. }) => acknowledged = index,
-                (Err(error), _) if !world.crashed() => panic!("operation {index} {op:?} failed: {error}"),
-                _ => {}
+            acknowledged.asked(index, op);
+            match result {
+                Ok(()) => acknowledged.succeeded(index, op),
+                Err(error) if !world.crashed() => panic!("operation {index} {op:?} failed: {error}"),
+                Err(_) => {}
             }
             if world.crashed() {
-                return ended(index + 1, acknowledged);
+                return ended(index + 1, acknowledged.count);
             }
         }
         None

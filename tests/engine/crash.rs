@@ -3,7 +3,7 @@
 //! The promise: what is there after a crash is the state after some prefix of the operations, and the prefix contains every operation that a
 //! completed sync covered.
 
-use crate::harness::{FILES, Harness, Model, Op, Random};
+use crate::harness::{Acknowledged, Harness, Model, Op, Random};
 use heatfs::device::sim::{SimWorld, Survival};
 use heatfs::units::FileId;
 
@@ -24,30 +24,17 @@ fn run_until_crash(world: &SimWorld, ids: &[FileId], ops: &[Op], crash_at: u64) 
         Ok(harness) => harness,
         Err(_) => return Some(Ended { world, ids: ids.to_vec(), begun: 0, acknowledged: 0 }),
     };
-    let mut acknowledged = 0;
-    let mut last_op_of = [0; FILES];
-    let mut model = Model::default();
+    let mut acknowledged = Acknowledged::after(&Model::default());
     for (index, op) in ops.iter().enumerate() {
         let result = harness.run(index, op);
-        let before = model.clone();
-        model.apply(index, op);
-        // An operation that changes nothing (an allocation within the file) leaves no record that a sync would wait for.
-        for (last_op, (now, before)) in last_op_of.iter_mut().zip(model.files.iter().zip(&before.files)) {
-            if now != before {
-                *last_op = index + 1;
-            }
-        }
-        match (result, op) {
-            (Ok(()), Op::Sync { file }) => acknowledged = acknowledged.max(last_op_of[*file]),
-            (Ok(()), Op::Reopen { .. }) => acknowledged = index,
-            (Ok(()), _) => {}
-            (Err(_), _) if world.crashed() => {
-                return Some(Ended { world, ids: ids.to_vec(), begun: index + 1, acknowledged });
-            }
-            (Err(error), _) => panic!("operation {index} {op:?} failed without a crash: {error}"),
+        acknowledged.asked(index, op);
+        match result {
+            Ok(()) => acknowledged.succeeded(index, op),
+            Err(error) if !world.crashed() => panic!("operation {index} {op:?} failed without a crash: {error}"),
+            Err(_) => {}
         }
         if world.crashed() {
-            return Some(Ended { world, ids: ids.to_vec(), begun: index + 1, acknowledged });
+            return Some(Ended { world, ids: ids.to_vec(), begun: index + 1, acknowledged: acknowledged.count });
         }
     }
     None

@@ -283,3 +283,39 @@ impl Harness {
         Ok(model)
     }
 }
+
+/// What of a workload a crash must not take away any more.
+pub struct Acknowledged {
+    /// Operations covered by a sync that came back, or by an orderly end.
+    pub count: usize,
+    model: Model,
+    /// Number of the last operation that changed each file, from 1.
+    last_op_of: [usize; FILES],
+}
+
+impl Acknowledged {
+    /// Of a workload that begins with this.
+    pub fn after(base: &Model) -> Acknowledged {
+        Acknowledged { count: 0, model: base.clone(), last_op_of: [0; FILES] }
+    }
+
+    /// The operation was asked for, with whatever outcome. One that changes nothing (an allocation within the file) leaves no record that a sync would wait for.
+    pub fn asked(&mut self, index: usize, op: &Op) {
+        let before = self.model.clone();
+        self.model.apply(index, op);
+        for (last_op, (now, before)) in self.last_op_of.iter_mut().zip(self.model.files.iter().zip(&before.files)) {
+            if now != before {
+                *last_op = index + 1;
+            }
+        }
+    }
+
+    /// And it succeeded.
+    pub fn succeeded(&mut self, index: usize, op: &Op) {
+        match op {
+            Op::Sync { file } => self.count = self.count.max(self.last_op_of[*file]),
+            Op::Reopen { .. } => self.count = index,
+            _ => {}
+        }
+    }
+}

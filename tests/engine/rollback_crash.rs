@@ -2,7 +2,7 @@
 //! snapshot with some prefix of the operations that holds everything acknowledged; and as long as nothing is decided, both.
 
 use crate::clones::{Memory, ids, snapshot};
-use crate::harness::{FILES, Harness, Model, Op, Random, options, tiers};
+use crate::harness::{Acknowledged, FILES, Harness, Model, Op, Random, options, tiers};
 use heatfs::device::sim::{SimWorld, Survival};
 use heatfs::error::Result;
 use heatfs::units::{FileId, WallNs};
@@ -101,23 +101,14 @@ impl Start {
         self.roll_back(world)?;
         *stage = Stage::RolledBack;
         let mut harness = self.open(world, &self.new)?;
-        let (mut last_op_of, mut model) = ([0; FILES], self.snapshot.clone());
+        let mut covered = Acknowledged::after(&self.snapshot);
         for (index, op) in self.ops.iter().enumerate() {
             *begun = index + 1;
             let result = harness.run(index, op);
-            let before = model.clone();
-            model.apply(index, op);
-            for (last_op, (now, before)) in last_op_of.iter_mut().zip(model.files.iter().zip(&before.files)) {
-                if now != before {
-                    *last_op = index + 1;
-                }
-            }
+            covered.asked(index, op);
             result?;
-            match op {
-                Op::Sync { file } => *acknowledged = (*acknowledged).max(last_op_of[*file]),
-                Op::Reopen { .. } => *acknowledged = index,
-                _ => {}
-            }
+            covered.succeeded(index, op);
+            *acknowledged = covered.count;
         }
         // Every other volume was killed rather than stopped.
         if self.ops.len().is_multiple_of(2) {
