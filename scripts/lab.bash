@@ -33,6 +33,13 @@ lab_up() {
     chmod 755 "$LAB" "$LAB/mnt" "$(disk nvme)" "$(disk sata)" "$(disk hdd)"
 }
 
+# lab_forget: nothing of the disks is in the page cache, and all of what lies on them is in memory, so that the simulated disks are measured
+# and not the one that keeps their images: the lab asks the kernel for that, which reads a small part of each range.
+lab_forget() {
+    tierlab drop-caches
+    tar --sparse --warning=no-file-changed -cf - -C "$LAB" img | cat >/dev/null || (($? == 1)) # 1: it changed meanwhile
+}
+
 lab_down() { [[ ! -e $LAB/run/fs ]] || tierlab purge "$LAB"; }
 
 # --- memory and processor ----------------------------------------------------------------------------------------
@@ -153,7 +160,7 @@ side_data() { if [[ $1 == mergerfs ]]; then echo "$(side_dir "$1")/data"; else s
 serve() {
     side_up "$1"
     cluster_start "$(side_data "$1")"
-    tierlab drop-caches
+    lab_forget
 }
 
 unserve() {

@@ -10,6 +10,7 @@
 //! - names (create, rename, remove) are durable after [`Device::sync_dir`] of their directory or [`Device::sync_all`]
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// How a backing file is opened. Handles can be read and written unless the mode says otherwise.
@@ -47,6 +48,10 @@ pub trait BackingFile: Send + Sync {
     /// be reported as data, never the other way round.
     fn next_data(&self, offset: u64) -> io::Result<Option<(u64, u64)>>;
     fn len(&self) -> io::Result<u64>;
+    /// For whoever reads it in a way of its own: only where reads bypass the page cache, and what [`BackingFile::read_at`] does is no more than reading.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
     fn set_len(&self, len: u64) -> io::Result<()>;
 }
 

@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::UnlinkatFlags;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -233,6 +233,10 @@ struct RealFile {
 }
 
 impl BackingFile for RealFile {
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.direct.then(|| self.file.as_fd())
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut done = 0;
         while done < buf.len() {

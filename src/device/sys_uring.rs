@@ -1,14 +1,14 @@
 //! Requests of the FUSE kernel module over io_uring, instead of read(2) and write(2) on its device: the part that needs `unsafe`.
 //!
-//! A ring has slots. Each is lent to the kernel, comes back with a request, and is lent again with the answer to it. While the kernel has a
-//! slot nobody here can reach its memory. Layouts and numbers: `include/uapi/linux/fuse.h`, "fuse over io-uring".
+//! A ring has slots. Each is lent to the kernel, comes back with a request, and is lent again with the answer to it; in between the kernel may read
+//! from a disk into it. While the kernel has a slot nobody here can reach its memory. Layouts and numbers: `include/uapi/linux/fuse.h`, "fuse over io-uring".
 #![allow(unsafe_code)]
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::sys::eventfd::EventFd;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -76,9 +76,19 @@ impl Drop for Payload {
     }
 }
 
+/// Who may touch a slot's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Holder {
+    Us,
+    /// The kernel's module fuse, until it has a request.
+    Fuse,
+    /// The kernel, until it has read what was asked for.
+    Read,
+}
+
 struct Slot {
     queue: u16,
-    lent: bool,
+    holder: Holder,
     headers: Box<Headers>,
     /// Taken while somebody else fills it.
     payload: Option<Payload>,
@@ -92,6 +102,8 @@ struct Slot {
 pub enum Event {
     /// This slot holds a request.
     Request(usize),
+    /// What was to be read into this slot is there: so many bytes, or an error.
+    Read(usize, std::result::Result<usize, i32>),
     /// A slot will never hold one again: the filesystem is gone, or was never served this way. With the error's number.
     Over(i32),
     /// Somebody rang the bell.
@@ -101,6 +113,8 @@ pub enum Event {
 const REGISTER: u32 = 1;
 const COMMIT_AND_FETCH: u32 = 2;
 const BELL: u64 = u64::MAX;
+/// Marks completions of reads; the rest is the slot.
+const READ: u64 = 1 << 32;
 /// Memory that a slot keeps once a large request is over; those beyond the first few, which are for crowds, keep a sixteenth.
 const KEPT_BYTES: usize = 128 << 10;
 const KEPT_SLOTS: usize = 4;
@@ -111,6 +125,7 @@ pub struct FuseRing {
     device: Arc<OwnedFd>,
     slots: Vec<Slot>,
     lent: usize,
+    reading: usize,
     bell: Arc<EventFd>,
     /// Where the kernel puts the bell's count.
     rung: Box<u64>,
@@ -126,7 +141,16 @@ impl FuseRing {
             .setup_defer_taskrun()
             .setup_cqsize(entries * 2)
             .build(entries)?;
-        Ok(FuseRing { ring, device, slots: Vec::new(), lent: 0, bell, rung: Box::default(), listening: false })
+        Ok(FuseRing {
+            ring,
+            device,
+            slots: Vec::new(),
+            lent: 0,
+            reading: 0,
+            bell,
+            rung: Box::default(),
+            listening: false,
+        })
     }
 
     /// Adds a slot for requests of one queue of the kernel (one processor's) and lends it. It takes effect with the next [`FuseRing::wait`].
@@ -146,20 +170,25 @@ impl FuseRing {
             vector((&raw const *headers).cast_mut().cast(), size_of::<Headers>()),
             vector(payload.start.as_ptr().cast(), payload_bytes.get()),
         ]);
-        self.slots.push(Slot { queue, lent: false, headers, payload: Some(payload), touched_bytes: 0, vectors });
+        self.slots.push(Slot { queue, holder: Holder::Us, headers, payload: Some(payload), touched_bytes: 0, vectors });
         self.lend(self.slots.len() - 1, REGISTER)
     }
 
     /// The request in a slot, and what follows its fixed part. None while the kernel has the slot.
     pub fn request(&self, slot: usize) -> Option<(&Headers, &[u8])> {
-        let slot = self.slots.get(slot).filter(|slot| !slot.lent)?;
+        let slot = self.slots.get(slot).filter(|slot| slot.holder == Holder::Us)?;
         let length = usize::try_from(slot.headers.payload_bytes).unwrap_or(usize::MAX);
         Some((&slot.headers, slot.payload.as_ref().and_then(|payload| payload.get(..length)).unwrap_or_default()))
     }
 
+    /// What the slot will be answered with. None while the kernel has the slot.
+    pub fn payload(&mut self, slot: usize) -> Option<&mut Payload> {
+        self.slots.get_mut(slot).filter(|slot| slot.holder == Holder::Us)?.payload.as_mut()
+    }
+
     /// To be filled elsewhere, and given back before the slot is answered. None if it was taken already, or the kernel has it.
     pub fn take_payload(&mut self, slot: usize) -> Option<Payload> {
-        self.slots.get_mut(slot).filter(|slot| !slot.lent)?.payload.take()
+        self.slots.get_mut(slot).filter(|slot| slot.holder == Holder::Us)?.payload.take()
     }
 
     /// Gives the slot's payload back; only one that came from it fits.
@@ -192,6 +221,27 @@ impl FuseRing {
         self.lend(slot, COMMIT_AND_FETCH)
     }
 
+    /// Reads from a file, at `offset`, the first `length` bytes of the slot's payload. Takes effect with the next [`FuseRing::wait`], which will tell of it
+    /// with [`Event::Read`]; until then the caller keeps the descriptor open. Errors: the payload is not there, or is too small.
+    pub fn read(&mut self, slot: usize, from: BorrowedFd<'_>, offset: u64, length: usize) -> io::Result<()> {
+        let index = slot;
+        let slot = &mut self.slots[index];
+        let Some(payload) = slot.payload.as_ref().filter(|_| slot.holder == Holder::Us) else {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        };
+        let length = u32::try_from(length.min(payload.length.get())).unwrap_or(u32::MAX);
+        slot.touched_bytes = slot.touched_bytes.max(usize::try_from(length).unwrap_or(usize::MAX));
+        let read = opcode::Read::new(types::Fd(from.as_raw_fd()), payload.start.as_ptr(), length).offset(offset);
+        slot.holder = Holder::Read;
+        self.reading += 1;
+        self.push(read.build().user_data(READ | index as u64).into())
+    }
+
+    /// Slots that are being read into.
+    pub fn reading(&self) -> usize {
+        self.reading
+    }
+
     pub fn slots(&self) -> usize {
         self.slots.len()
     }
@@ -219,9 +269,15 @@ impl FuseRing {
                 events.push(Event::Bell);
                 continue;
             }
-            let Ok(slot) = usize::try_from(completion.user_data()) else { continue };
+            let Ok(slot) = usize::try_from(completion.user_data() & !READ) else { continue };
             let Some(returned) = self.slots.get_mut(slot) else { continue };
-            returned.lent = false;
+            returned.holder = Holder::Us;
+            if completion.user_data() & READ != 0 {
+                self.reading -= 1;
+                let outcome = usize::try_from(completion.result()).map_err(|_| -completion.result());
+                events.push(Event::Read(slot, outcome));
+                continue;
+            }
             self.lent -= 1;
             events.push(match completion.result() {
                 0 => Event::Request(slot),
@@ -252,14 +308,14 @@ impl FuseRing {
         let mut entry = built.user_data(index as u64);
         // SAFETY: an entry is 128 plain bytes with the layout of `struct io_uring_sqe`, where `len` is at 24; the crate has no name for it in commands.
         unsafe { (&raw mut entry).cast::<u8>().add(24).cast::<u32>().write_unaligned(2) };
-        slot.lent = true;
+        slot.holder = Holder::Fuse;
         self.lent += 1;
         self.push(entry)
     }
 
     fn push(&mut self, entry: squeue::Entry128) -> io::Result<()> {
         // SAFETY: all that entries point to (the slot's headers, vectors and payload; the bell's count) is in boxes and mappings that stay where
-        // they are, are touched by nobody while the kernel may use them (`lent`, `listening`), and outlive the ring (see Drop).
+        // they are, are touched by nobody while the kernel may use them (`holder`, `listening`), and outlive the ring (see Drop).
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.ring.submit()?;
             // SAFETY: as above.
@@ -272,7 +328,7 @@ impl FuseRing {
 impl Drop for FuseRing {
     /// What the kernel may still write to is never given back.
     fn drop(&mut self) {
-        for slot in self.slots.drain(..).filter(|slot| slot.lent) {
+        for slot in self.slots.drain(..).filter(|slot| slot.holder != Holder::Us) {
             std::mem::forget(slot);
         }
         if self.listening {

@@ -11,7 +11,7 @@ use crate::heat::maintaining;
 use crate::namespace::{
     Attributes, Caller, Capacity, Changes, Entry, Fault, Linked, Namespace, Outcome, RenameMode, Special, Stream,
 };
-use crate::volume::{Seek, Wait};
+use crate::volume::{DirectRead, Seek, Wait};
 use nix::errno::Errno;
 use parking_lot::RwLock;
 use std::cell::RefCell;
@@ -279,6 +279,12 @@ impl Operations for Front {
             // Where waiting is allowed there is always an answer.
             let _ = maintaining(maintains, || read_now(&namespace, inode, offset, size, Wait::Allowed, done));
         });
+    }
+
+    fn direct_read(&self, inode: u64, offset: u64, size: usize) -> Option<DirectRead> {
+        let node = self.namespace.node(inode).ok()?;
+        let file = self.namespace.content(&node).ok()?;
+        self.namespace.volume().direct_read(file, offset, size)
     }
 
     fn write(

@@ -5,6 +5,7 @@
 //! A [`Linked`] hands one reference to the kernel, which gives it back through `forget`.
 
 use crate::namespace::{Attributes, Caller, Capacity, Changes, Entry, Linked, Outcome, RenameMode, Special};
+use crate::volume::DirectRead;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
@@ -68,6 +69,11 @@ pub trait Operations: Send + Sync + 'static {
         maintains: bool,
         done: impl FnOnce(Outcome<&[u8]>) + Send + 'static,
     );
+    /// A read that a transport may make by itself, if it can; else None, and [`Operations::read`] is asked. Whoever holds one must not wait for others.
+    fn direct_read(&self, inode: u64, offset: u64, size: usize) -> Option<DirectRead> {
+        let _ = (inode, offset, size);
+        None
+    }
     /// `drops_privileges`: the writer may not leave set-id bits and file capabilities behind.
     fn write(
         &self,

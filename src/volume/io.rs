@@ -9,10 +9,11 @@ use crate::device::{AlignedBuf, clock};
 use crate::error::{Error, Result};
 use crate::log::{Append, Done};
 use crate::ondisk::group::{RecordKind, TIER_UNSET};
+use crate::tier::objects::object_path;
 use crate::units::{BlockNo, FileId, Lsn, PAGE_BYTES, TierId};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Largest file: 16 TiB, like ext4; the block map keeps 8 bytes for every 512 blocks before the last.
 pub const FILE_BYTES_MAX: u64 = (1 << 44) - (1 << 20);
@@ -30,7 +31,7 @@ const FUTILE_ROUNDS_MAX: u32 = 3;
 pub(super) struct Patience {
     /// (oldest segment, durable address) when the log last moved.
     seen: (u64, u64),
-    since: std::time::Instant,
+    since: Instant,
     rounds: u32,
 }
 
@@ -239,16 +240,21 @@ impl Volume {
             }
         }
         drop(reading);
-        count(&self.counters.reads, 1);
-        count(&self.counters.read_bytes, len as u64);
-        if let Some(observer) = self.observer.read().as_ref() {
-            observer.on_read(file.id(), offset, len as u64);
-        }
+        self.note_read(file.id(), offset, len);
         Ok(len)
     }
 
+    /// Keeps book of a read that was answered.
+    pub(super) fn note_read(&self, file: FileId, offset: u64, len: usize) {
+        count(&self.counters.reads, 1);
+        count(&self.counters.read_bytes, len as u64);
+        if let Some(observer) = self.observer.read().as_ref() {
+            observer.on_read(file, offset, len as u64);
+        }
+    }
+
     /// Overlay where it covers, else base by the map, else hole (I3).
-    fn plan_read(&self, file: &File, offset: u64, wanted: usize) -> (usize, Vec<PlannedPiece>) {
+    pub(super) fn plan_read(&self, file: &File, offset: u64, wanted: usize) -> (usize, Vec<PlannedPiece>) {
         let inner = file.read();
         let end = inner.size_bytes.min(offset.saturating_add(wanted as u64));
         if offset >= end {
@@ -300,18 +306,23 @@ impl Volume {
         } else {
             self.read_object(file.id(), tier, start, out)?;
         }
+        self.note_miss(file.id(), tier, start, out.len(), began);
+        Ok(())
+    }
+
+    /// Keeps book of a read of one tier that an application waited for since `began`.
+    pub(super) fn note_miss(&self, file: FileId, tier: TierId, start: u64, len: usize, began: Instant) {
         let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         if let Some(counters) = self.counters.tiers.get(tier.index()) {
             count(&counters.reads, 1);
-            count(&counters.read_bytes, out.len() as u64);
+            count(&counters.read_bytes, len as u64);
             count(&counters.read_us, took_us);
         }
         if let Some(observer) = self.observer.read().as_ref() {
-            let (first, last) = (self.block_of(start), self.block_of(start + out.len() as u64 - 1));
-            let (len, us) = (u32::try_from(out.len()).unwrap_or(u32::MAX), u32::try_from(took_us).unwrap_or(u32::MAX));
-            observer.on_read_miss(file.id(), first, last, start, len, Some(tier), us);
+            let (first, last) = (self.block_of(start), self.block_of(start + len as u64 - 1));
+            let (len, us) = (u32::try_from(len).unwrap_or(u32::MAX), u32::try_from(took_us).unwrap_or(u32::MAX));
+            observer.on_read_miss(file, first, last, start, len, Some(tier), us);
         }
-        Ok(())
     }
 
     /// Reads whole blocks around what is asked for, and keeps their images for whoever promotes them next (R24).
@@ -361,25 +372,25 @@ impl Volume {
     }
 
     /// What lies past the end of the object reads as zeros; a missing object is an error.
-    fn read_object(&self, file: FileId, tier: TierId, start: u64, out: &mut [u8]) -> Result<()> {
+    pub(super) fn read_object(&self, file: FileId, tier: TierId, start: u64, out: &mut [u8]) -> Result<()> {
         let objects = self.objects(tier)?;
-        let path = || objects.full(&crate::tier::objects::object_path(file));
         let Some(object) = objects.get(file, false)? else {
             let why = "the block map names this object, but it does not exist".to_string();
-            return Err(Error::Corrupt { what: "object", path: path(), offset: start, why });
+            let path = objects.full(&object_path(file));
+            return Err(Error::Corrupt { what: "object", path, offset: start, why });
         };
         let aligned = start.is_multiple_of(PAGE_BYTES)
             && (out.len() as u64).is_multiple_of(PAGE_BYTES)
             && (out.as_ptr().addr() as u64).is_multiple_of(PAGE_BYTES);
         if aligned {
-            let got = object.read_at(out, start).map_err(|e| self.note_read_failure(tier, path(), e))?;
+            let got = object.read_at(out, start).map_err(|e| self.object_unreadable(tier, file, e))?;
             out.get_mut(got..).unwrap_or_default().fill(0);
             return Ok(());
         }
         let from = start / PAGE_BYTES * PAGE_BYTES;
         let to = (start + out.len() as u64).next_multiple_of(PAGE_BYTES);
         let mut pages = AlignedBuf::zeroed(usize::try_from(to - from).unwrap_or(0));
-        let got = object.read_at(&mut pages, from).map_err(|e| self.note_read_failure(tier, path(), e))?;
+        let got = object.read_at(&mut pages, from).map_err(|e| self.object_unreadable(tier, file, e))?;
         pages.get_mut(got..).unwrap_or_default().fill(0);
         let skip = usize::try_from(start - from).unwrap_or(0);
         out.copy_from_slice(pages.get(skip..skip + out.len()).unwrap_or_default());
@@ -387,10 +398,12 @@ impl Volume {
     }
 
     /// Keeps book of a failed read: it is counted, and the volume is degraded until a deep check finds everything readable.
-    fn note_read_failure(&self, tier: TierId, path: String, error: std::io::Error) -> Error {
+    pub(super) fn object_unreadable(&self, tier: TierId, file: FileId, error: std::io::Error) -> Error {
         if let Some(counters) = self.counters.tiers.get(tier.index()) {
             count(&counters.read_errors, 1);
         }
+        let path = object_path(file);
+        let path = self.objects(tier).map_or_else(|_| path.clone(), |objects| objects.full(&path));
         let error = Error::io("read", path, error);
         self.degrade(&self.reads_of(tier), error.to_string());
         error

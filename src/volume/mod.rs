@@ -33,6 +33,7 @@ mod changes;
 mod checkpoint;
 mod claims;
 mod coalesce;
+mod direct;
 mod file;
 mod inspect;
 mod io;
@@ -57,6 +58,7 @@ mod threads;
 
 pub use asof::FileAt;
 pub use blockmap::{Home, Place};
+pub use direct::DirectRead;
 pub use file::File;
 pub use inspect::{Finding, Severity};
 pub use marks::{MARKS_MAX, Mark, MarkListener};
@@ -213,7 +215,7 @@ pub struct Volume {
     unloads: AtomicU64,
     /// Tiers whose sync failed in the checkpoint under way.
     lost_writes: Mutex<BTreeSet<TierId>>,
-    readers: readers::Readers,
+    readers: Arc<readers::Readers>,
     marks: marks::Marks,
     staging: staging::Staging,
     source: source::Source,

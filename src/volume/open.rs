@@ -10,7 +10,7 @@ use super::source::{Source as StoredIn, SourceSnapshot};
 use super::space::{Held, SpaceBook};
 use super::staging::Staging;
 use super::state::{Changes, Marked, Meta, State, StoredFile, VERSION};
-use super::{File, Options, Tier, Volume, marks, readers, status, threads};
+use super::{File, Options, Tier, Volume, marks, status, threads};
 use crate::error::{Error, Result};
 use crate::log::{self, Geometry, Log, RedoPoint};
 use crate::ondisk::group::{FIXED_LEN, GroupHeader, RECORD_LEN, RecordHeader, RecordKind};
@@ -227,7 +227,7 @@ impl Volume {
             log_full_wait_ms: AtomicU64::new(super::io::LOG_FULL_WAIT_MS),
             unloads: AtomicU64::new(0),
             lost_writes: Mutex::default(),
-            readers: readers::Readers::default(),
+            readers: Arc::default(),
             degraded: Mutex::default(),
             backoff: Mutex::new(HashMap::new()),
             closed: AtomicBool::new(false),

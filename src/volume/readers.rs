@@ -5,6 +5,7 @@
 //! counter to reach zero. Readers never wait.
 
 use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -24,8 +25,23 @@ pub struct Reading<'a> {
     side: usize,
 }
 
+/// A read in progress, wherever it goes.
+pub struct OwnedReading {
+    readers: Arc<Readers>,
+    side: usize,
+}
+
 impl Readers {
     pub fn enter(&self) -> Reading<'_> {
+        Reading { readers: self, side: self.count_in() }
+    }
+
+    /// As [`Readers::enter`], for a read that outlives the call which began it.
+    pub fn enter_owned(self: &Arc<Readers>) -> OwnedReading {
+        OwnedReading { side: self.count_in(), readers: Arc::clone(self) }
+    }
+
+    fn count_in(&self) -> usize {
         loop {
             let epoch = self.epoch.load(Ordering::SeqCst);
             let side = usize::from(epoch & 1 == 1);
@@ -34,7 +50,7 @@ impl Readers {
             }
             // If the epoch moved in between, the destroyer may not have seen this count.
             if self.epoch.load(Ordering::SeqCst) == epoch {
-                return Reading { readers: self, side };
+                return side;
             }
             self.leave(side);
         }
@@ -68,10 +84,15 @@ impl Drop for Reading<'_> {
     }
 }
 
+impl Drop for OwnedReading {
+    fn drop(&mut self) {
+        self.readers.leave(self.side);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 
     #[test]

@@ -6,6 +6,7 @@ mod clones_crash;
 mod crash;
 mod damage;
 mod descriptors;
+mod direct;
 mod faults;
 mod harness;
 mod leaving;

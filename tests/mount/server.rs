@@ -74,6 +74,7 @@ pub fn serve() {
     for line in std::io::stdin().lines().map_while(Result::ok) {
         match line.as_str() {
             "syncs" => println!("@{}", volume.status().counters.syncs),
+            "base reads" => println!("@{}", volume.status().counters.base_reads.iter().sum::<u64>()),
             "checkpoint" => {
                 volume.coalesce_all(&mut |_, _| {}).unwrap();
                 volume.checkpoint().unwrap();

@@ -1,7 +1,7 @@
 //! Requests over io_uring: one system call per request instead of two.
 //!
 //! The kernel has a queue of requests for each processor. Here are workers for each queue, every one with a ring of its own and some slots
-//! in it. What databases do all day they serve by themselves; all else goes over a bridge to the fuser library, which thinks that it reads the
+//! in it. What databases do all day they serve by themselves, and a read of the fastest tier's pages is made by the ring; all else goes over a bridge to the fuser library, which thinks that it reads the
 //! device. The kernel must have it switched on (the parameter `enable_uring` of its module fuse).
 //!
 //! ```text

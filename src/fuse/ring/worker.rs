@@ -8,7 +8,10 @@ use crate::fuse::Maintains;
 use crate::fuse::adapter::OPENED;
 use crate::fuse::errno::{Doing, errno};
 use crate::fuse::operations::Operations;
+use crate::heat::maintaining;
 use crate::namespace::Outcome;
+use crate::volume::DirectRead;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::num::NonZeroUsize;
@@ -26,11 +29,22 @@ pub struct Worker<O> {
     pub mailbox: Arc<Mailbox>,
 }
 
+/// A request whose bytes the kernel reads into its slot.
+struct Reading {
+    unique: u64,
+    maintains: bool,
+    read: DirectRead,
+}
+
+/// By slot.
+type Readings = HashMap<usize, Reading>;
+
 impl<O: Operations> Worker<O> {
     /// Serves until the filesystem is gone. There are as many slots as requests wait elsewhere at once, and one for the next: a slot more would
     /// only let a request wait here for one that is being served. Errors: the ring itself failed, or the kernel took none of its slots.
     pub fn run(&self, ring: &mut FuseRing) -> io::Result<()> {
         let mut events = Vec::new();
+        let mut readings = Readings::new();
         let mut served = false;
         loop {
             self.hand_over(ring)?;
@@ -47,8 +61,12 @@ impl<O: Operations> Worker<O> {
                 left -= 1;
                 match event {
                     Event::Bell => {}
+                    Event::Read(slot, outcome) => self.finish(ring, slot, readings.remove(&slot), outcome)?,
                     Event::Request(slot) => {
                         served = true;
+                        if self.begin_read(ring, slot, &mut readings)? {
+                            continue;
+                        }
                         self.serve(ring, slot);
                         if left > 0 {
                             // What is answered by now need not wait for the requests that came with it.
@@ -66,7 +84,7 @@ impl<O: Operations> Worker<O> {
     /// After the end: the kernel still holds slots until it has said so for each.
     fn leave(&self, ring: &mut FuseRing) -> io::Result<()> {
         let mut events = Vec::new();
-        while ring.lent() > 0 {
+        while ring.lent() + ring.reading() > 0 {
             ring.wait(&mut events)?;
             events.clear();
         }
@@ -78,15 +96,19 @@ impl<O: Operations> Worker<O> {
             if let Some(payload) = payload {
                 ring.give_payload(slot, payload);
             }
-            let body_length = match &body {
-                Body::Bytes(bytes) => bytes.len(),
-                Body::Filled(length) => *length,
-            };
-            let length = u32::try_from(size_of::<OutHeader>() + body_length).unwrap_or(u32::MAX);
-            let header = OutHeader { length, error: -errno, unique };
-            ring.answer(slot, header.as_bytes(), |payload| write_body(payload, &body))?;
+            self.answer(ring, slot, unique, errno, &body)?;
         }
         Ok(())
+    }
+
+    fn answer(&self, ring: &mut FuseRing, slot: usize, unique: u64, errno: i32, body: &Body) -> io::Result<()> {
+        let body_length = match body {
+            Body::Bytes(bytes) => bytes.len(),
+            Body::Filled(length) => *length,
+        };
+        let length = u32::try_from(size_of::<OutHeader>() + body_length).unwrap_or(u32::MAX);
+        let header = OutHeader { length, error: -errno, unique };
+        ring.answer(slot, header.as_bytes(), |payload| write_body(payload, body))
     }
 
     fn serve(&self, ring: &mut FuseRing, slot: usize) {
@@ -124,6 +146,43 @@ impl<O: Operations> Worker<O> {
             }
             _ => self.pass_on(&header, headers, payload, ticket),
         }
+    }
+
+    /// Lets the kernel read into the slot, where that is all there is to a request. It costs this thread no wait: meanwhile it serves others.
+    fn begin_read(&self, ring: &mut FuseRing, slot: usize, readings: &mut Readings) -> io::Result<bool> {
+        let Some((header, transfer)) = ring.request(slot).and_then(|(headers, _)| {
+            let (header, _) = abi::split_request(&headers.in_out)?;
+            (header.opcode == abi::READ).then_some((header, transfer(&headers.operation)?))
+        }) else {
+            return Ok(false);
+        };
+        let Ok(size) = usize::try_from(transfer.size) else { return Ok(false) };
+        let Some(read) = self.operations.direct_read(header.node, transfer.offset, size) else { return Ok(false) };
+        let Some(from) = read.descriptor() else { return Ok(false) };
+        ring.read(slot, from, read.offset(), read.length())?;
+        let maintains = (self.maintains)(header.pid);
+        readings.insert(slot, Reading { unique: header.unique, maintains, read });
+        Ok(true)
+    }
+
+    fn finish(
+        &self,
+        ring: &mut FuseRing,
+        slot: usize,
+        reading: Option<Reading>,
+        outcome: Result<usize, i32>,
+    ) -> io::Result<()> {
+        let Some(Reading { unique, maintains, read }) = reading else {
+            return Err(io::Error::other("a read that nobody asked for"));
+        };
+        let outcome = outcome.map_err(io::Error::from_raw_os_error);
+        let finished = ring.payload(slot).map(|payload| maintaining(maintains, || read.finish(payload, outcome)));
+        let (errno, length) = match finished {
+            Some(Ok(length)) => (0, length),
+            Some(Err(error)) => (errno(&error.into(), Doing::Reading), 0),
+            None => (libc::EIO, 0),
+        };
+        self.answer(ring, slot, unique, errno, &Body::Filled(length))
     }
 
     fn read(&self, header: &InHeader, operation: &[u8], ticket: Ticket) {
