@@ -24,7 +24,7 @@ use crate::device::sys_uring::FuseRing;
 use bridge::Bridge;
 use mailbox::Mailbox;
 use nix::fcntl::{OFlag, open};
-use nix::mount::MsFlags;
+use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::{Mode, stat};
 use parking_lot::Mutex;
@@ -64,7 +64,7 @@ pub struct Mount<'a> {
     pub maintains: Maintains,
 }
 
-/// Mounts, and serves on threads of its own until the filesystem is gone.
+/// Mounts, and serves on threads of its own until the filesystem is gone. After an error nothing is mounted.
 pub fn serve<O: Operations>(
     operations: Arc<O>,
     library: Adapter<O>,
@@ -74,6 +74,20 @@ pub fn serve<O: Operations>(
     let device = Arc::new(open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?);
     let (bridge, library_end) = Bridge::new(Arc::clone(&device), LIBRARY_THREADS)?;
     mount_device(&device, mountpoint, mount)?;
+    start(operations, library, mount, device, bridge, library_end).inspect_err(|_| {
+        // A mount that nobody serves would hold up whoever looks at it (R28). It fails only where somebody else was faster.
+        let _ = umount2(mountpoint, MntFlags::MNT_DETACH);
+    })
+}
+
+fn start<O: Operations>(
+    operations: Arc<O>,
+    library: Adapter<O>,
+    mount: &Mount<'_>,
+    device: Arc<OwnedFd>,
+    bridge: Arc<Bridge>,
+    library_end: OwnedFd,
+) -> io::Result<fuser::BackgroundSession> {
     let workers: Workers = Arc::default();
     let reading = (Arc::clone(&bridge), Arc::clone(&workers));
     spawn("heatfs-fuse".to_owned(), move || {
