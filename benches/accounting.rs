@@ -41,6 +41,16 @@ fn resident_bytes() -> u64 {
     pages.unwrap_or(0) * 4096
 }
 
+/// The most that was resident since the last call.
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    // "5" makes it what is resident now (proc(5)).
+    drop(std::fs::write("/proc/self/clear_refs", "5"));
+    peak.unwrap_or(0) * 1024
+}
+
 fn per_access(recorder: &Recorder, write: bool) -> f64 {
     let mut dice = Dice(7);
     let blocks: Vec<u64> = (0..1 << 16).map(|_| dice.below(200_000)).collect();
@@ -60,10 +70,10 @@ fn main() {
     heatfs::device::sys::return_large_allocations(1 << 20);
     let dir = std::env::temp_dir();
     let open = |epoch: Duration| {
-        let settings = HeatSettings { memory_bytes: MEMORY / 4, ..HeatSettings::with_block_bytes(65_536) };
+        let settings = HeatSettings { memory_bytes: MEMORY / 16 * 3, ..HeatSettings::with_block_bytes(65_536) };
         let recorder = Arc::new(Recorder::new(settings));
         let device = Arc::new(RealDevice::at(&dir).expect("a directory for temporary files"));
-        let settings = ForecasterSettings { epoch, memory_bytes: MEMORY / 4 * 3, ..ForecasterSettings::default() };
+        let settings = ForecasterSettings { epoch, memory_bytes: MEMORY / 16 * 13, ..ForecasterSettings::default() };
         // Another volume's id each time: whatever lies in the directory is foreign.
         let id = std::process::id().to_le_bytes();
         let forecaster = Forecaster::open(
@@ -99,7 +109,8 @@ fn main() {
     let before = resident_bytes();
     let (recorder, forecaster) = open(Duration::from_millis(1));
     let mut dice = Dice(9);
-    let mut cpu_ms = 0;
+    let (mut cpu_ms, mut peak) = (0, 0);
+    peak_bytes();
     for epoch in 0..12u64 {
         for part in 0..16u64 {
             for at in 0..16_384u64 {
@@ -115,6 +126,7 @@ fn main() {
         std::thread::sleep(Duration::from_millis(2));
         forecaster.end_epoch_now();
         recorder.roll(1.0);
+        peak = peak_bytes().max(peak);
         if epoch >= 4 {
             cpu_ms += forecaster.status().cpu_ms - earlier;
         }
@@ -125,6 +137,7 @@ fn main() {
     println!("forecast (MiB per TiB),{:.1}", mib(forecast.memory_bytes));
     println!("both (MiB per TiB),{:.1}", mib(heat.memory_bytes + forecast.memory_bytes));
     println!("resident with all that is passing (MiB per TiB),{:.1}", mib(resident_bytes().saturating_sub(before)));
+    println!("resident at most (MiB per TiB),{:.1}", mib(peak.saturating_sub(before)));
     println!("fine shards of 4 MiB,{}", forecast.fine_shards);
     println!("merged shards of 4 MiB,{}", forecast.merged_shards);
     let per_epoch_ms = cpu_ms as f64 / 8.0;

@@ -4,6 +4,7 @@ use super::protocol::{DoneReply, ExplainQuery, ExplainReply, HeatFile, HeatQuery
 use crate::daemon::Served;
 use crate::daemon::quantity::rounded_bytes;
 use crate::error::{Error, Result};
+use crate::jobs::migrate::SHARD_BLOCKS;
 use crate::units::{BlockNo, FileId};
 use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path};
@@ -62,7 +63,8 @@ pub(super) fn files_at(served: &Served, path: &str) -> Result<HashMap<FileId, St
 }
 
 pub(super) fn heat(served: &Served, query: &HeatQuery) -> Result<HeatReply> {
-    let files = files_at(served, &relative(served, &query.path)?)?;
+    let path = relative(served, &query.path)?;
+    let files = files_at(served, &path)?;
     let shown = query.files.unwrap_or(FILES_SHOWN).clamp(1, FILES_SHOWN_MAX);
     let stretches = query.stretches.unwrap_or(STRETCHES).clamp(1, STRETCHES_MAX);
     // Warm ones first; cold files follow in the order of their names, so that a volume at rest is shown too.
@@ -76,6 +78,7 @@ pub(super) fn heat(served: &Served, query: &HeatQuery) -> Result<HeatReply> {
         mount: served.settings.mount.display().to_string(),
         tiers: served.settings.tiers.iter().map(|tier| tier.name.clone()).collect(),
         block_bytes: served.settings.block_bytes,
+        shard_blocks: SHARD_BLOCKS,
         epoch_s: served.settings.placement.epoch.as_secs(),
         forecast: served.mover.forecaster().status(),
         files: Vec::new(),
@@ -87,9 +90,14 @@ pub(super) fn heat(served: &Served, query: &HeatQuery) -> Result<HeatReply> {
             continue;
         }
         // A file may go while it is looked at.
-        let (Ok(map), Some(path)) = (served.mover.heat_map(id, stretches), files.get(&id)) else { continue };
+        let (Ok(map), Some(name)) = (served.mover.heat_map(id, stretches), files.get(&id)) else { continue };
         let heat = map.ranges.iter().map(|range| range.heat).sum();
-        reply.files.push(HeatFile { path: path.clone(), relation: None, blocks: map.blocks, heat, ranges: map.ranges });
+        let shards = match query.shards && *name == path {
+            true => served.mover.shards(id).unwrap_or_default(),
+            false => Vec::new(),
+        };
+        let (path, ranges) = (name.clone(), map.ranges);
+        reply.files.push(HeatFile { path, relation: None, blocks: map.blocks, heat, ranges, shards });
     }
     Ok(reply)
 }

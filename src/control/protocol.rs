@@ -167,6 +167,9 @@ pub struct HeatQuery {
     pub files: Option<usize>,
     /// Stretches that each file is divided into.
     pub stretches: Option<u64>,
+    /// The shards as well, if the path is a file's.
+    #[serde(default)]
+    pub shards: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -175,6 +178,8 @@ pub struct HeatReply {
     /// Names of the tiers, fastest first.
     pub tiers: Vec<String>,
     pub block_bytes: u32,
+    /// Blocks of a cold shard.
+    pub shard_blocks: u64,
     pub epoch_s: u64,
     pub forecast: ForecastStatus,
     /// Hottest first.
@@ -193,7 +198,11 @@ pub struct HeatFile {
     pub blocks: u64,
     /// Predicted accesses per epoch, of all blocks together.
     pub heat: f64,
+    /// Equal stretches.
     pub ranges: Vec<HeatRange>,
+    /// If asked for: what heat is kept by, in order. Where the file is hot one block each, elsewhere runs of `shard_blocks`, or several such runs without any heat.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<HeatRange>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -208,7 +208,7 @@ fn open_mover(
     let placement = &settings.placement;
     let recorder = Arc::new(Recorder::new(HeatSettings {
         half_life_epochs: placement.half_life_epochs,
-        memory_bytes: placement.memory_bytes / 4,
+        memory_bytes: placement.memory_bytes / 16 * 3,
         ..HeatSettings::with_block_bytes(settings.block_bytes)
     }));
     volume.set_observer(Arc::clone(&recorder) as Arc<dyn volume::AccessObserver>);
@@ -230,7 +230,7 @@ fn open_mover(
             enabled: settings.forecast.enabled,
             period: settings.forecast.period,
             staging: settings.forecast.staging,
-            memory_bytes: placement.memory_bytes / 4 * 3,
+            memory_bytes: placement.memory_bytes / 16 * 13,
             write_weight: recorder.settings().write_weight,
             epoch: placement.epoch,
         },

@@ -31,6 +31,9 @@ pub(super) struct Feed {
 }
 
 impl Feed {
+    /// Memory of the queue: each place has a word of its own.
+    pub(super) const BYTES: u64 = QUEUED_MAX as u64 * (size_of::<Event>() as u64 + 8);
+
     pub(super) fn new() -> Feed {
         let (into, out) = bounded(QUEUED_MAX);
         Feed { listened_to: AtomicBool::new(false), into, out, dropped: AtomicU64::new(0) }

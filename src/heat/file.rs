@@ -18,10 +18,12 @@
 //! ```
 
 use super::chunk::{CHUNK_BLOCKS, Chunk};
-use super::recorder::{ChunkKey, Recorder};
-use crate::device::{Device, OpenMode};
+use super::recorder::Recorder;
+use super::table::ChunkKey;
+use crate::device::{BackingFile, Device, OpenMode};
 use crate::error::{Error, Result};
 use crate::units::FileId;
+use std::io;
 
 /// Name of the file in the fastest tier's path.
 pub const HEAT_FILE: &str = "heat.bin";
@@ -35,12 +37,11 @@ const BYTES_MAX: u64 = 1 << 30;
 impl Recorder {
     /// Writes the decayed sums to [`HEAT_FILE`] of `device`, replacing the old file at once.
     pub fn save(&self, device: &dyn Device, volume: &[u8; 16]) -> Result<()> {
-        let bytes = self.encode(volume);
         let fail = |action| move |source| Error::io(action, format!("{}/{HEAT_FILE_NEW}", device.path()), source);
         let file =
             device.open(HEAT_FILE_NEW, OpenMode { create: true, ..OpenMode::default() }).map_err(fail("open"))?;
         file.set_len(0).map_err(fail("truncate"))?;
-        file.write_all_at(&bytes, 0).map_err(fail("write"))?;
+        self.write(&*file, volume).map_err(fail("write"))?;
         file.sync_data().map_err(fail("sync"))?;
         device.rename(HEAT_FILE_NEW, HEAT_FILE).map_err(fail("rename"))
     }
@@ -71,41 +72,48 @@ impl Recorder {
         Ok(true)
     }
 
-    fn encode(&self, volume: &[u8; 16]) -> Vec<u8> {
-        let mut body = Vec::new();
-        let mut chunks = 0u32;
-        for shard in &self.chunks {
-            for ((file, number), chunk) in shard.lock().iter() {
-                let entries = (0u8..=255).zip(chunk.past).filter(|(_, past)| *past > 0.0);
-                let count = u32::try_from(entries.clone().count()).unwrap_or(0);
-                if count == 0 {
-                    continue;
-                }
-                chunks += 1;
-                body.extend_from_slice(&file.0.to_le_bytes());
-                body.extend_from_slice(&number.to_le_bytes());
-                body.extend_from_slice(&count.to_le_bytes());
-                for (index, past) in entries {
-                    body.push(index);
-                    body.extend_from_slice(&past.to_bits().to_le_bytes());
-                }
-            }
-        }
-        let mut bytes = Vec::with_capacity(HEADER + body.len() + 4);
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&self.settings().block_bytes.to_le_bytes());
-        bytes.extend_from_slice(volume);
-        bytes.extend_from_slice(&self.exposure.lock().to_bits().to_le_bytes());
-        bytes.extend_from_slice(&chunks.to_le_bytes());
-        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
-        bytes.extend_from_slice(&body);
-        bytes.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
-        bytes
+    /// In pieces, since all at once would take half as much memory as the counters.
+    fn write(&self, file: &dyn BackingFile, volume: &[u8; 16]) -> io::Result<()> {
+        let (mut chunks, mut at, mut sum) = (0u32, HEADER as u64, 0);
+        self.chunks.by_lock(|behind| {
+            let mut piece = Vec::new();
+            chunks += behind.iter().map(|(key, chunk)| u32::from(encode(*key, chunk, &mut piece))).sum::<u32>();
+            sum = crc32c::crc32c_append(sum, &piece);
+            file.write_all_at(&piece, at)?;
+            at += piece.len() as u64;
+            io::Result::Ok(())
+        })?;
+        file.write_all_at(&sum.to_le_bytes(), at)?;
+        let mut head = Vec::with_capacity(HEADER);
+        head.extend_from_slice(MAGIC);
+        head.extend_from_slice(&VERSION.to_le_bytes());
+        head.extend_from_slice(&self.settings().block_bytes.to_le_bytes());
+        head.extend_from_slice(volume);
+        head.extend_from_slice(&self.exposure.lock().to_bits().to_le_bytes());
+        head.extend_from_slice(&chunks.to_le_bytes());
+        head.extend_from_slice(&crc32c::crc32c(&head).to_le_bytes());
+        file.write_all_at(&head, 0)
     }
 }
 
-type Decoded = (f32, Vec<(ChunkKey, Box<Chunk>)>);
+/// Appends a chunk with any past; false if it has none.
+fn encode((file, number): ChunkKey, chunk: &Chunk, into: &mut Vec<u8>) -> bool {
+    let entries = (0u8..=255).zip(chunk.pasts()).filter(|(_, past)| *past > 0.0);
+    let count = u32::try_from(entries.clone().count()).unwrap_or(0);
+    if count == 0 {
+        return false;
+    }
+    into.extend_from_slice(&file.0.to_le_bytes());
+    into.extend_from_slice(&number.to_le_bytes());
+    into.extend_from_slice(&count.to_le_bytes());
+    for (index, past) in entries {
+        into.push(index);
+        into.extend_from_slice(&past.to_bits().to_le_bytes());
+    }
+    true
+}
+
+type Decoded = (f32, Vec<(ChunkKey, Chunk)>);
 
 /// Offset and reason when the bytes are not a heat file of this volume.
 fn decode(bytes: &[u8], block_bytes: u32, volume: &[u8; 16]) -> std::result::Result<Decoded, (u64, &'static str)> {
@@ -148,7 +156,7 @@ fn decode(bytes: &[u8], block_bytes: u32, volume: &[u8; 16]) -> std::result::Res
             if !past.is_finite() || past < 0.0 {
                 return Err((44, "a heat that is no number"));
             }
-            chunk.past[usize::from(index)] = past;
+            chunk.set_past(index, past);
         }
         decoded.push((key, chunk));
     }

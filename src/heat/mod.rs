@@ -8,8 +8,8 @@
 //! [`forecast`] predicts the next epoch from the accesses of past ones, which it hears of through a bounded queue; [`Recorder::expecting`] makes what
 //! it says the heat of blocks, until it is asked to forget it.
 //!
-//! Memory is bounded: counts live in chunks of 256 blocks, allocated when one is touched, dropped when cold, and dropped
-//! coldest first at the limit. The state may be lost at any time; it is kept in a file only so that a restart need not learn again.
+//! Memory is bounded at every moment: counts live in chunks of 256 blocks, made when one is touched, dropped when cold, and dropped
+//! coldest first at the limit (`table.rs`); of a chunk with few blocks that matter only those take room (`chunk.rs`). The state may be lost at any time; it is kept in a file only so that a restart need not learn again.
 
 mod chunk;
 mod expected;
@@ -19,6 +19,7 @@ pub mod forecast;
 mod maintenance;
 mod recorder;
 mod streams;
+mod table;
 #[cfg(test)]
 mod tests;
 mod trace;

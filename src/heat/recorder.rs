@@ -6,6 +6,7 @@ use super::feed::{Event, Feed};
 use super::forecast::Access;
 use super::maintenance::is_maintaining;
 use super::streams::Streams;
+use super::table::{ChunkKey, ChunkTable, LOCKS, chunks_of, lock_of};
 use super::trace::{TakenTrace, TracedOperation, Tracer};
 use crate::error::Result;
 use crate::units::{BlockNo, FileId, TierId};
@@ -17,14 +18,15 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-/// Locks over which files and chunks are spread.
-const SHARDS: usize = 64;
 /// Missed blocks waiting to be looked at; more are left to the next plan.
 const MISSES_QUEUED: usize = 4096;
-/// Files whose streams are remembered, per lock.
-const FILES_PER_SHARD: usize = 4096;
-/// Bytes that one chunk takes, its place in the table included.
-const CHUNK_COST_BYTES: u64 = 2048 + 64;
+/// What is known of a file beyond its blocks takes at most this share of all memory, and so much per file, in a table that is half empty after it has grown.
+const FILES_ONE_IN: u64 = 4;
+const FILE_COST_BYTES: u64 = 2 * (size_of::<FileState>() as u64 + 9);
+/// Files whose streams are remembered, per lock, however much memory there is.
+const FILES_PER_LOCK: usize = 8192;
+/// What a file's sum takes, twice while the next one is made.
+const SUM_COST_BYTES: u64 = 2 * 2 * (size_of::<FileSum>() as u64 + 9);
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeatSettings {
@@ -37,7 +39,7 @@ pub struct HeatSettings {
     /// What a write counts, a read miss being 1. A write is paid when it is coalesced: a seek on a disk, behind the scenes and partly
     /// absorbed by the disk's cache, so it is worth less than a reader's wait.
     pub write_weight: f32,
-    /// Memory for counters, in bytes; the coldest chunks go when it is reached.
+    /// Memory for all of it, in bytes; the coldest chunks go when it is reached.
     pub memory_bytes: u64,
 }
 
@@ -108,14 +110,15 @@ pub struct RecorderStatus {
     pub feed_dropped: u64,
     /// Memory of what the forecast expects of blocks.
     pub expected_bytes: u64,
+    /// Memory of the queues to the forecast and to the mover.
+    #[serde(default)]
+    pub queues_bytes: u64,
 }
-
-pub(super) type ChunkKey = (FileId, u64);
 
 /// See the module's head. Share it by `Arc`: it is the engine's [`AccessObserver`].
 pub struct Recorder {
     settings: HeatSettings,
-    pub(super) chunks: Vec<Mutex<HashMap<ChunkKey, Box<Chunk>>>>,
+    pub(super) chunks: ChunkTable,
     files: Vec<Mutex<HashMap<FileId, FileState>>>,
     sums: Mutex<HashMap<FileId, FileSum>>,
     /// Files removed in this epoch: their chunks go at its end, not on the data path. Ids are never reused.
@@ -135,16 +138,18 @@ pub struct Recorder {
     sequential: AtomicU64,
     maintenance: AtomicU64,
     misses_dropped: AtomicU64,
-    evicted: AtomicU64,
 }
 
 impl Recorder {
     pub fn new(settings: HeatSettings) -> Recorder {
         let (misses_out, misses_in) = bounded(MISSES_QUEUED);
         Recorder {
+            chunks: ChunkTable::new(
+                settings.write_weight,
+                usize::try_from(settings.memory_bytes).unwrap_or(usize::MAX),
+            ),
             settings,
-            chunks: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            files: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            files: (0..LOCKS).map(|_| Mutex::default()).collect(),
             sums: Mutex::default(),
             gone: Mutex::default(),
             rolls: AtomicU32::new(0),
@@ -160,7 +165,6 @@ impl Recorder {
             sequential: AtomicU64::new(0),
             maintenance: AtomicU64::new(0),
             misses_dropped: AtomicU64::new(0),
-            evicted: AtomicU64::new(0),
         }
     }
 
@@ -215,9 +219,8 @@ impl Recorder {
     /// A chunk's past as accesses per epoch.
     pub(super) fn own_past(&self, file: FileId, number: u64) -> Option<[f32; CHUNK_BLOCKS]> {
         let exposure = self.exposure();
-        let shard = self.chunks.get(self.shard_of(file, number))?;
-        let past = shard.lock().get(&(file, number)).map(|chunk| chunk.past)?;
-        Some(past.map(|past| past / exposure))
+        let pasts = self.chunks.read((file, number), Chunk::pasts)?;
+        Some(pasts.map(|past| past / exposure))
     }
 
     pub(super) fn publish(&self, expectations: Expectations) {
@@ -242,22 +245,16 @@ impl Recorder {
         let decay = 0.5f32.powf(epochs / self.settings.half_life_epochs.max(0.01));
         let gone = std::mem::take(&mut *self.gone.lock());
         let mut sums: HashMap<FileId, FileSum> = HashMap::new();
-        let mut kept: Vec<f32> = Vec::new();
-        for shard in &self.chunks {
-            let mut shard = shard.lock();
-            shard.retain(|key, chunk| {
-                if gone.contains(&key.0) {
-                    return false;
-                }
-                let sum = chunk.roll(decay, self.settings.write_weight);
-                if sum > 0.0 {
-                    sums.entry(key.0).or_default().past += sum;
-                    kept.push(sum);
-                }
-                sum > 0.0
-            });
-        }
-        self.evict(kept);
+        self.chunks.retain(|key, chunk| {
+            if gone.contains(&key.0) {
+                return false;
+            }
+            let sum = chunk.roll(decay, self.settings.write_weight);
+            if sum > 0.0 {
+                sums.entry(key.0).or_default().past += sum;
+            }
+            sum > 0.0
+        });
         {
             let mut old = self.sums.lock();
             for (file, sum) in &mut sums {
@@ -270,55 +267,46 @@ impl Recorder {
         drop(exposure);
         let roll = self.rolls.fetch_add(1, Ordering::Relaxed) + 1;
         self.forget_files(roll);
+        let left = self.settings.memory_bytes.saturating_sub(self.files_bytes());
+        self.chunks.set_limit(usize::try_from(left).unwrap_or(usize::MAX));
     }
 
-    /// Drops the coldest chunks beyond the memory limit; `sums` are those of all chunks.
-    fn evict(&self, mut sums: Vec<f32>) {
-        let limit = usize::try_from(self.settings.memory_bytes / CHUNK_COST_BYTES).unwrap_or(usize::MAX).max(1);
-        if sums.len() <= limit {
-            return;
-        }
-        let excess = sums.len() - limit;
-        let (_, cut, _) = sums.select_nth_unstable_by(excess - 1, f32::total_cmp);
-        let cut = *cut;
-        let mut left = excess;
-        for shard in &self.chunks {
-            shard.lock().retain(|_, chunk| {
-                let drop = left > 0 && chunk.past.iter().sum::<f32>() <= cut;
-                left -= usize::from(drop);
-                !drop
-            });
-        }
-        self.evicted.fetch_add(u64::try_from(excess - left).unwrap_or(0), Ordering::Relaxed);
-    }
-
-    /// A file that was not touched for sixteen rolls has no stream worth keeping; at the limit, neither have others.
+    /// A file that was not touched for sixteen rolls has no stream worth keeping; when many are known, neither have others.
     fn forget_files(&self, roll: u32) {
-        for shard in &self.files {
-            let mut shard = shard.lock();
-            shard.retain(|_, state| state.log_file || roll.saturating_sub(state.touched) < 16);
-            if shard.len() > FILES_PER_SHARD {
-                shard.retain(|_, state| state.touched == roll || state.log_file);
+        let many = self.files_per_lock() / 2;
+        for files in &self.files {
+            let mut files = files.lock();
+            files.retain(|_, state| state.log_file || roll.saturating_sub(state.touched) < 16);
+            if files.len() > many {
+                files.retain(|_, state| state.touched == roll || state.log_file);
             }
-            if shard.len() > FILES_PER_SHARD {
-                shard.clear();
+            if files.len() > many {
+                files.clear();
             }
-            shard.shrink_to(256);
+            files.shrink_to(256);
         }
     }
 
-    fn shard_of(&self, file: FileId, chunk: u64) -> usize {
-        let mixed = (file.0 ^ chunk.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        usize::try_from(mixed >> 58).unwrap_or(0) % SHARDS
+    /// How many files each lock may know.
+    fn files_per_lock(&self) -> usize {
+        let memory = self.settings.memory_bytes / FILES_ONE_IN / LOCKS as u64;
+        usize::try_from(memory / FILE_COST_BYTES).unwrap_or(usize::MAX).clamp(16, FILES_PER_LOCK)
+    }
+
+    /// Memory of what is known of files beyond their blocks.
+    fn files_bytes(&self) -> u64 {
+        let files: usize = self.files.iter().map(|files| files.lock().len()).sum();
+        let sums = self.sums.lock().len();
+        u64::try_from(files).unwrap_or(0) * FILE_COST_BYTES + u64::try_from(sums).unwrap_or(0) * SUM_COST_BYTES
     }
 
     /// Runs `action` on a file's state, unless the table is full.
     fn with_file<R>(&self, file: FileId, action: impl FnOnce(&mut FileState) -> R) -> Option<R> {
-        let mut shard = self.files.get(self.shard_of(file, 0))?.lock();
-        if shard.len() >= 2 * FILES_PER_SHARD && !shard.contains_key(&file) {
+        let mut files = self.files.get(lock_of(file, 0))?.lock();
+        if files.len() >= self.files_per_lock() && !files.contains_key(&file) {
             return None;
         }
-        let state = shard.entry(file).or_insert_with(|| FileState {
+        let state = files.entry(file).or_insert_with(|| FileState {
             reads: Streams::new(),
             writes: Streams::new(),
             log_file: false,
@@ -334,31 +322,20 @@ impl Recorder {
         file: FileId,
         first: BlockNo,
         last: BlockNo,
-        mut action: impl FnMut(&mut Chunk, usize, BlockNo),
+        mut action: impl FnMut(&mut Chunk, u8, BlockNo),
     ) {
-        let mut block = first.0;
-        while block <= last.0 {
-            let number = block / CHUNK_BLOCKS_U64;
-            let end = last.0.min(number * CHUNK_BLOCKS_U64 + CHUNK_BLOCKS_U64 - 1);
-            if let Some(shard) = self.chunks.get(self.shard_of(file, number)) {
-                let mut shard = shard.lock();
-                let chunk = shard.entry((file, number)).or_insert_with(Chunk::new);
-                for one in block..=end {
-                    action(chunk, index_of(one), BlockNo(one));
-                }
-            }
-            block = end + 1;
+        for (number, blocks) in chunks_of(first, last) {
+            self.chunks.change((file, number), |chunk| {
+                blocks.for_each(|block| action(chunk, index_of(block), BlockNo(block)));
+            });
         }
     }
 
     /// The heat of a block at this moment, accesses since the last roll included: accesses per epoch.
     pub fn block_heat(&self, file: FileId, block: BlockNo) -> f32 {
-        let number = block.0 / CHUNK_BLOCKS_U64;
-        let Some(shard) = self.chunks.get(self.shard_of(file, number)) else { return 0.0 };
         let index = index_of(block.0);
-        let sum = shard.lock().get(&(file, number)).map_or(0.0, |chunk| {
-            chunk.past.get(index).copied().unwrap_or(0.0) + chunk.present(index, self.settings.write_weight)
-        });
+        let known = |chunk: &Chunk| chunk.past(index) + chunk.present(index, self.settings.write_weight);
+        let sum = self.chunks.read((file, block.0 / CHUNK_BLOCKS_U64), known).unwrap_or(0.0);
         let estimate = self.estimate(file);
         let own = sum / estimate.exposure;
         estimate.prior() + self.expected().map_or(own, |expected| expected.heat(file, block, own))
@@ -366,15 +343,13 @@ impl Recorder {
 
     /// What the heat of a block comes from.
     pub fn evidence(&self, file: FileId, block: BlockNo) -> Evidence {
-        let number = block.0 / CHUNK_BLOCKS_U64;
         let index = index_of(block.0);
-        let shard = self.chunks.get(self.shard_of(file, number));
-        let counted = shard.and_then(|shard| shard.lock().get(&(file, number)).map(|chunk| chunk.counts(index)));
+        let key = (file, block.0 / CHUNK_BLOCKS_U64);
+        let known = self.chunks.read(key, |chunk| (chunk.past(index), chunk.counts(index)));
+        let (past, (reads, writes)) = known.unwrap_or_default();
         let estimate = self.estimate(file);
-        let past = shard.and_then(|shard| shard.lock().get(&(file, number)).map(|chunk| chunk.past[index]));
-        let (reads, writes) = counted.unwrap_or_default();
         let expected = self.expected().and_then(|expected| expected.of(file, block));
-        Evidence { own: past.unwrap_or(0.0) / estimate.exposure, from_file: estimate.prior(), reads, writes, expected }
+        Evidence { own: past / estimate.exposure, from_file: estimate.prior(), reads, writes, expected }
     }
 
     /// The heat of a file's blocks as of the last roll, for a caller who walks them. `blocks`: how many the file has.
@@ -400,37 +375,34 @@ impl Recorder {
 
     /// Do the engine's hints say that this file is a log?
     pub fn is_log_file(&self, file: FileId) -> bool {
-        let Some(shard) = self.files.get(self.shard_of(file, 0)) else { return false };
+        let Some(shard) = self.files.get(lock_of(file, 0)) else { return false };
         shard.lock().get(&file).is_some_and(|state| state.log_file)
     }
 
     pub fn status(&self) -> RecorderStatus {
-        let chunks: usize = self.chunks.iter().map(|shard| shard.lock().len()).sum();
-        let chunks = u64::try_from(chunks).unwrap_or(u64::MAX);
         RecorderStatus {
             exposure_epochs: self.exposure(),
             rolls: self.rolls.load(Ordering::Relaxed),
-            chunks,
-            memory_bytes: chunks.saturating_mul(CHUNK_COST_BYTES),
+            chunks: u64::try_from(self.chunks.len()).unwrap_or(u64::MAX),
+            memory_bytes: u64::try_from(self.chunks.bytes()).unwrap_or(u64::MAX).saturating_add(self.files_bytes()),
             memory_limit_bytes: self.settings.memory_bytes,
             counted_reads: self.counted_reads.load(Ordering::Relaxed),
             counted_writes: self.counted_writes.load(Ordering::Relaxed),
             sequential_accesses: self.sequential.load(Ordering::Relaxed),
             maintenance_accesses: self.maintenance.load(Ordering::Relaxed),
             misses_dropped: self.misses_dropped.load(Ordering::Relaxed),
-            chunks_evicted: self.evicted.load(Ordering::Relaxed),
+            chunks_evicted: self.chunks.shed(),
             feed_dropped: self.feed.dropped(),
             expected_bytes: self.expected().map_or(0, |expected| expected.memory_bytes()),
+            queues_bytes: Feed::BYTES + MISSES_QUEUED as u64 * (size_of::<SlowMiss>() as u64 + 8),
         }
     }
 
     /// Puts back what [`super::file`] read.
-    pub(super) fn insert(&self, key: ChunkKey, chunk: Box<Chunk>) {
-        let sum: f32 = chunk.past.iter().sum();
-        if let Some(shard) = self.chunks.get(self.shard_of(key.0, key.1)) {
-            shard.lock().insert(key, chunk);
-            self.sums.lock().entry(key.0).or_default().past += sum;
-        }
+    pub(super) fn insert(&self, key: ChunkKey, chunk: Chunk) {
+        let sum: f32 = chunk.pasts().iter().sum();
+        self.chunks.change(key, |known| *known = chunk);
+        self.sums.lock().entry(key.0).or_default().past += sum;
     }
 }
 
@@ -510,7 +482,7 @@ impl AccessObserver for Recorder {
     }
 
     fn on_file_gone(&self, file: FileId) {
-        if let Some(shard) = self.files.get(self.shard_of(file, 0)) {
+        if let Some(shard) = self.files.get(lock_of(file, 0)) {
             shard.lock().remove(&file);
         }
         self.gone.lock().insert(file);
@@ -565,7 +537,7 @@ impl FileHeat<'_> {
                 continue;
             };
             while block < chunk_end {
-                let value = heats.get(index_of(block)).copied().unwrap_or(0.0);
+                let value = heats.get(usize::from(index_of(block))).copied().unwrap_or(0.0);
                 close(&mut run, block, value, prior, &mut each);
                 block += 1;
             }
@@ -577,8 +549,7 @@ impl FileHeat<'_> {
 
     /// Heats of a chunk's blocks but for what its file's mean makes likely; None: nothing is known. A copy, so that no lock is held while the caller works.
     fn heats(&self, number: u64) -> Option<[f32; CHUNK_BLOCKS]> {
-        let shard = self.recorder.chunks.get(self.recorder.shard_of(self.file, number))?;
-        let known = shard.lock().get(&(self.file, number)).map(|chunk| chunk.past);
+        let known = self.recorder.chunks.read((self.file, number), Chunk::pasts);
         let own = known.map(|past| past.map(|past| past / self.estimate.exposure));
         let Some(expected) = self.expected.as_ref().filter(|expected| expected.covers(self.file, number)) else {
             return own;
@@ -599,8 +570,8 @@ fn close(run: &mut (u64, f32), block: u64, value: f32, prior: f32, each: &mut im
     }
 }
 
-fn index_of(block: u64) -> usize {
-    usize::try_from(block % CHUNK_BLOCKS_U64).unwrap_or(0)
+fn index_of(block: u64) -> u8 {
+    u8::try_from(block % CHUNK_BLOCKS_U64).unwrap_or(0)
 }
 
 /// Exact below 2^24 and close enough above: it only scales a mean.

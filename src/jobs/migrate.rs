@@ -11,6 +11,7 @@ mod insight;
 mod journal;
 pub(super) mod pins;
 mod rules;
+mod shards;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub use insight::{Counterpart, Preview, WhatIf};
 pub use journal::{JournalEntry, Outcome};
 pub use pins::PINS_FILE;
 pub use rules::FileRules;
+pub use shards::SHARD_BLOCKS;
 pub use view::{Explanation, HeatMap, HeatRange, MoverStatus, WarmFile};
 
 use crate::device::Device;

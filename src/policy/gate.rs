@@ -14,7 +14,7 @@
 mod tests;
 
 use super::ranked::{RankedSet, Turnover, place};
-use super::staging::{BlockHash, Staging};
+use super::staging::{BlockHash, Staging, table_bytes};
 use crate::heat::forecast::{MODEL_EPOCHS_MIN, ModelState, Predictor, Scores};
 use crate::units::{BlockNo, FileId};
 use serde::{Deserialize, Serialize};
@@ -256,6 +256,14 @@ impl Gate {
     /// Is a block in the sample?
     pub fn samples(&self, file: FileId, block: BlockNo) -> bool {
         hash_of(file, block).is_multiple_of(self.sampled_one_in)
+    }
+
+    /// Memory of the shadows and the sample, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        let of = |shadow: &Shadow| shadow.placed.memory_bytes() + shadow.staging.memory_bytes();
+        let shadows: usize = self.shadows.iter().map(of).sum();
+        let numbers = table_bytes::<((FileId, BlockNo), u32)>(self.numbers.capacity());
+        u64::try_from(shadows + numbers).unwrap_or(u64::MAX)
     }
 
     /// Notes a non-sequential access to a block.

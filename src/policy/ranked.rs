@@ -40,6 +40,11 @@ impl RankedSet {
         &self.members
     }
 
+    /// Memory, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.member.capacity() + self.members.capacity() * size_of::<u32>()
+    }
+
     pub fn remove(&mut self, block: u32) {
         if let Some(member) = self.member.get_mut(place(block)).filter(|member| **member) {
             *member = false;

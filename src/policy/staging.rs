@@ -111,6 +111,13 @@ impl<K: Copy + Eq + Hash> Staging<K> {
         self.entries.get(&key).is_some_and(|entry| entry.place != Place::Ghost)
     }
 
+    /// Memory, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        let queues = self.small.capacity() + self.main.capacity() + self.ghosts.capacity();
+        let left = self.left.as_ref().map_or(0, Vec::capacity);
+        table_bytes::<(K, Entry)>(self.entries.capacity()) + queues * size_of::<(K, u32)>() + left * size_of::<K>()
+    }
+
     /// Notes an access; true when the block is staged.
     pub fn access(&mut self, key: K) -> bool {
         match self.entries.get_mut(&key) {
@@ -229,6 +236,11 @@ impl<K: Copy + Eq + Hash> Staging<K> {
             }
         }
     }
+}
+
+/// What a hash table takes that has room for so many: one place in eight stays free, and each has a byte of its own.
+pub(crate) fn table_bytes<E>(capacity: usize) -> usize {
+    capacity.saturating_mul(8) / 7 * (size_of::<E>() + 1)
 }
 
 #[cfg(test)]

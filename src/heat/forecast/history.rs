@@ -6,7 +6,7 @@
 
 use super::record::{BlockRecord, Coarse, DECAYS, SEASON_BINS, Season};
 use crate::units::{BlockNo, FileId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Blocks per shard: 4 MiB of 64 KiB blocks.
 pub(super) const SHARD_BLOCKS: usize = 64;
@@ -146,6 +146,16 @@ impl Shard {
     }
 }
 
+/// A shard's place among others when some are to be split and some merged.
+#[derive(Clone, Copy)]
+struct Standing {
+    is_resting: bool,
+    heat: f32,
+    file: FileId,
+    number: u64,
+    is_merged: bool,
+}
+
 #[derive(Default)]
 pub(super) struct FileHistory {
     pub(super) class: FileClass,
@@ -246,14 +256,38 @@ impl History {
             history.shards.retain(|_, shard| !shard.is_cold());
             history.merged.retain(|_, merged| !merged.record.is_cold());
         }
-        self.split_hot(fine_max);
-        self.merge_cold(fine_max);
+        self.exchange(fine_max);
         self.recount();
         self.forget_cold(fine_max.saturating_mul(MERGED_PER_FINE));
     }
 
-    /// The hottest merged shards become fine: all while there is room, else those that are clearly hotter than the middle of the fine ones.
-    fn split_hot(&mut self, fine_max: usize) {
+    /// The hottest merged shards become fine, and the coldest fine ones beyond the limit merged: those that have rested first. One is merged before
+    /// another one is split, so that there are never more fine shards than memory is for, and each split takes the memory that a merge has given back.
+    fn exchange(&mut self, fine_max: usize) {
+        let mut hot = self.hot(fine_max);
+        let excess = (self.shards() + hot.len()).saturating_sub(fine_max);
+        let mut colder = if excess > 0 { self.coldest(&hot, excess) } else { Vec::new() };
+        // One that would be merged again at once is not split, but rests as if it had been.
+        let stay: BTreeSet<(FileId, u64)> =
+            colder.iter().filter(|shard| shard.is_merged).map(|shard| (shard.file, shard.number)).collect();
+        colder.retain(|shard| !shard.is_merged);
+        for shard in hot.extract_if(.., |shard| stay.contains(&(shard.file, shard.number))) {
+            let merged = self.files.get_mut(&shard.file).and_then(|history| history.merged.get_mut(&shard.number));
+            merged.into_iter().for_each(|merged| merged.rests = REST_EPOCHS);
+        }
+        let free = fine_max.saturating_sub(self.shards());
+        let mut hot = hot.into_iter();
+        hot.by_ref().take(free).for_each(|shard| self.split(&shard));
+        for shard in colder {
+            self.merge(&shard);
+            if let Some(hotter) = hot.next() {
+                self.split(&hotter);
+            }
+        }
+    }
+
+    /// The merged shards that are to be fine, hottest first: all while there is room, else those that are clearly hotter than the middle of the fine ones.
+    fn hot(&self, fine_max: usize) -> Vec<Standing> {
         let mut fine: Vec<f32> =
             self.files.values().flat_map(|file| file.shards.values()).map(|shard| sum_of(shard)).collect();
         let room = fine_max.saturating_sub(fine.len());
@@ -262,42 +296,58 @@ impl History {
             true => 0.0,
             false => SPLIT_MARGIN * *fine.select_nth_unstable_by(middle, f32::total_cmp).1,
         };
-        let mut hot: Vec<(f32, FileId, u64)> = Vec::new();
+        let mut hot: Vec<Standing> = Vec::new();
         for (id, history) in &self.files {
             let rested = history.merged.iter().filter(|(_, merged)| merged.rests == 0);
-            hot.extend(rested.map(|(number, merged)| (merged.record.decayed(DECAYS - 1), *id, *number)));
+            let standing = |(number, merged): (&u64, &Merged)| Standing {
+                is_resting: true,
+                heat: merged.record.decayed(DECAYS - 1),
+                file: *id,
+                number: *number,
+                is_merged: true,
+            };
+            hot.extend(rested.map(standing).filter(|shard| room > 0 || shard.heat > cut));
         }
-        hot.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-        for (at, (heat, id, number)) in hot.into_iter().enumerate().take(fine_max) {
-            if at >= room && heat <= cut {
-                break;
-            }
-            let Some(history) = self.files.get_mut(&id) else { continue };
-            if let Some(merged) = history.merged.remove(&number) {
-                history.shards.insert(number, Shard::split(&merged));
-            }
+        hot.sort_unstable_by(|a, b| b.heat.total_cmp(&a.heat).then((a.file, a.number).cmp(&(b.file, b.number))));
+        let wanted = (0..).zip(&hot).take(fine_max).take_while(|(at, shard)| *at < room || shard.heat > cut).count();
+        hot.truncate(wanted);
+        hot
+    }
+
+    /// The coldest of the fine shards and of those that are `hot` enough to become fine: so many, in order.
+    fn coldest(&self, hot: &[Standing], most: usize) -> Vec<Standing> {
+        let mut all: Vec<Standing> = hot.to_vec();
+        for (id, history) in &self.files {
+            all.extend(history.shards.iter().map(|(number, shard)| Standing {
+                is_resting: shard.rests > 0,
+                heat: sum_of(shard),
+                file: *id,
+                number: *number,
+                is_merged: false,
+            }));
+        }
+        let order = |a: &Standing, b: &Standing| {
+            a.is_resting
+                .cmp(&b.is_resting)
+                .then(a.heat.total_cmp(&b.heat))
+                .then((a.file, a.number).cmp(&(b.file, b.number)))
+        };
+        all.sort_unstable_by(order);
+        all.truncate(most);
+        all
+    }
+
+    fn split(&mut self, shard: &Standing) {
+        let Some(history) = self.files.get_mut(&shard.file) else { return };
+        if let Some(merged) = history.merged.remove(&shard.number) {
+            history.shards.insert(shard.number, Shard::split(&merged));
         }
     }
 
-    /// Fine shards beyond the limit are merged: those that have rested first, each coldest first.
-    fn merge_cold(&mut self, fine_max: usize) {
-        let excess = self.shards().saturating_sub(fine_max);
-        if excess == 0 {
-            return;
-        }
-        let mut all: Vec<(bool, f32, FileId, u64)> = Vec::new();
-        for (id, history) in &self.files {
-            all.extend(history.shards.iter().map(|(number, shard)| (shard.rests > 0, sum_of(shard), *id, *number)));
-        }
-        let order = |a: &(bool, f32, FileId, u64), b: &(bool, f32, FileId, u64)| {
-            a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then((a.2, a.3).cmp(&(b.2, b.3)))
-        };
-        all.sort_unstable_by(order);
-        for (_, _, id, number) in all.into_iter().take(excess) {
-            let Some(history) = self.files.get_mut(&id) else { continue };
-            if let Some(shard) = history.shards.remove(&number) {
-                history.merged.insert(number, shard.merge());
-            }
+    fn merge(&mut self, shard: &Standing) {
+        let Some(history) = self.files.get_mut(&shard.file) else { return };
+        if let Some(fine) = history.shards.remove(&shard.number) {
+            history.merged.insert(shard.number, fine.merge());
         }
     }
 

@@ -40,13 +40,23 @@ pub const MODEL_EPOCHS_MIN: u64 = 10;
 pub const REFIT_EVERY_EPOCHS: u64 = 8;
 /// Epochs of outcomes that a forest must at least be grown from, so that what was learned before a restart is not given up for less.
 const EPOCHS_TO_GROW_FROM: usize = 8;
-/// Blocks scored at once: what bounds the memory of scoring, 3 MiB.
-const BATCH_BLOCKS: usize = 16_384;
+/// Blocks scored at once: what bounds the memory of scoring, 1 MiB.
+const BATCH_BLOCKS: usize = 4096;
 /// Records and seasons of a fine shard, with its place in a tree; and what a merged one takes.
 const FINE_COST_BYTES: u64 = 64 * (24 + 24) + 96;
 const MERGED_COST_BYTES: u64 = 64;
-/// What the recorder keeps of what is expected of a fine shard.
-const EXPECTED_COST_BYTES: u64 = 64 * 4 + 32;
+/// What the recorder keeps of what is expected of a fine shard. There are two of it while the next epoch's is made, when a forest has been grown and what that
+/// took is free again.
+const EXPECTED_COST_BYTES: u64 = 64 * 4 + 48;
+/// A file with records; a row to learn from.
+const FILE_COST_BYTES: u64 = 160;
+const ROW_COST_BYTES: u64 = size_of::<forest::Row>() as u64;
+/// The forest, and what growing the next one takes meanwhile: an order of all rows by each feature, and the features as a matrix.
+const FOREST_COST_BYTES: u64 = 12 << 20;
+/// Forest, batch, rows, the gate's shadows and the queues: what is needed however many shards there are.
+const BESIDE_BYTES: u64 = 20 << 20;
+/// Features and scores of a batch, and the matrix that the forest is asked with.
+const BATCH_COST_BYTES: u64 = (BATCH_BLOCKS * (2 * size_of::<Features>() + size_of::<BlockScores>())) as u64;
 /// All predictors: the bank of decays, the cycle, and the model last.
 pub const PREDICTORS: usize = DECAYS + 2;
 /// Places of those among scores.
@@ -140,8 +150,9 @@ pub struct ForecastSettings {
 }
 
 impl ForecastSettings {
-    /// Fine shards whose records, with seasons, fit so many bytes with the merged ones that may be beside them.
+    /// Fine shards whose records, with seasons, fit so many bytes with the merged ones that may be beside them and everything else.
     pub fn shards_in(memory_bytes: u64) -> usize {
+        let memory_bytes = memory_bytes - BESIDE_BYTES.min(memory_bytes / 4);
         let each = FINE_COST_BYTES + EXPECTED_COST_BYTES + MERGED_COST_BYTES * history::MERGED_PER_FINE as u64;
         usize::try_from(memory_bytes / each).unwrap_or(usize::MAX).max(1)
     }
@@ -219,6 +230,11 @@ impl Forecast {
         self.history.shards()
     }
 
+    /// Numbers of a file's shards with a record for each block.
+    pub fn fine_shards(&self, file: FileId) -> impl Iterator<Item = u64> + '_ {
+        self.history.files.get(&file).into_iter().flat_map(|history| history.shards.keys().copied())
+    }
+
     /// Shards with one record for all their blocks.
     pub fn merged_shards(&self) -> usize {
         self.history.merged_shards()
@@ -279,17 +295,12 @@ impl Forecast {
 
     /// Which of the blocks that will be scored become rows to learn from.
     fn draw_sample(&mut self, around: &Surroundings) -> Sample {
-        let (mut active, mut others) = (Vec::new(), Vec::new());
-        let mut at = 0u32;
+        let (mut active, mut others) = (0u32, 0u32);
         for (file, history) in &self.history.files {
             visit(history, around, |block, shard, index, _| {
                 let scored = scores_of(*file, block, shard, index, around);
-                if is_active(&scored) {
-                    active.push(at)
-                } else {
-                    others.push(at)
-                }
-                at = at.saturating_add(1);
+                let counted = if is_active(&scored) { &mut active } else { &mut others };
+                *counted = counted.saturating_add(1);
             });
         }
         self.training.draw_sample(active, others)
@@ -353,10 +364,15 @@ impl Forecast {
         }
     }
 
-    /// About what the records take, in bytes.
+    /// About what all of it takes, in bytes: records, rows to learn from, the forest, and what scoring and growing another forest need for a moment.
     pub fn memory_bytes(&self) -> u64 {
-        let of = |shards: usize, each: u64| u64::try_from(shards).unwrap_or(u64::MAX).saturating_mul(each);
-        of(self.shards(), FINE_COST_BYTES).saturating_add(of(self.merged_shards(), MERGED_COST_BYTES))
+        let of = |count: usize, each: u64| u64::try_from(count).unwrap_or(u64::MAX).saturating_mul(each);
+        of(self.shards(), FINE_COST_BYTES)
+            .saturating_add(of(self.merged_shards(), MERGED_COST_BYTES))
+            .saturating_add(of(self.history.files.len(), FILE_COST_BYTES))
+            .saturating_add(of(self.training.rows().count(), ROW_COST_BYTES))
+            .saturating_add(if self.training.epochs() < EPOCHS_TO_GROW_FROM { 0 } else { FOREST_COST_BYTES })
+            .saturating_add(BATCH_COST_BYTES)
     }
 
     /// How the model is, in words.

@@ -23,21 +23,42 @@ pub(super) fn is_active(scored: &BlockScores) -> bool {
     scored.scores[PLAIN_DECAY] >= ACTIVE_SCORE
 }
 
-/// The blocks of an epoch that are to be learned from, found while all are scored.
+/// The blocks of an epoch that are to be learned from, found while all are scored. Blocks with heat are numbered in the order in which they come, and so are
+/// the others; what was drawn are numbers.
 pub(super) struct Sample {
-    /// Place of the next block that is offered.
-    at: u32,
-    /// Rank in the draw by place.
-    wanted: HashMap<u32, usize>,
+    active: Drawn,
+    others: Drawn,
     /// By rank in the draw.
     waiting: Vec<Option<Waiting>>,
+}
+
+/// Numbers that were drawn.
+struct Drawn {
+    /// The next block's number.
+    at: u32,
+    /// Rank in the draw by number.
+    wanted: HashMap<u32, usize>,
+}
+
+impl Drawn {
+    /// The numbers in the order in which they were drawn, the first of which has this rank.
+    fn of(numbers: Vec<u32>, first_rank: usize) -> Drawn {
+        let wanted = numbers.into_iter().zip(first_rank..).collect();
+        Drawn { at: 0, wanted }
+    }
+
+    /// The rank of the next block, if it was drawn.
+    fn next(&mut self) -> Option<usize> {
+        let rank = self.wanted.get(&self.at).copied();
+        self.at = self.at.saturating_add(1);
+        rank
+    }
 }
 
 impl Sample {
     /// The next block that was scored. `is_predicted`: the model's score is its own.
     pub(super) fn offer(&mut self, scored: &BlockScores, features: &Features, is_predicted: bool) {
-        let rank = self.wanted.get(&self.at).copied();
-        self.at = self.at.saturating_add(1);
+        let rank = if is_active(scored) { self.active.next() } else { self.others.next() };
         if let Some(waiting) = rank.and_then(|rank| self.waiting.get_mut(rank)) {
             let predicted = is_predicted.then(|| scored.scores[PREDICTORS - 1].ln_1p());
             *waiting = Some(Waiting { file: scored.file, block: scored.block, features: *features, predicted });
@@ -96,14 +117,18 @@ impl Training {
         error > JUMP * usual
     }
 
-    /// Draws the epoch's sample, from the places of blocks with heat and of the others in the order in which they will be scored.
-    pub(super) fn draw_sample(&mut self, mut active: Vec<u32>, mut others: Vec<u32>) -> Sample {
+    /// Draws the epoch's sample: of so many blocks with heat, and so many others, that will be scored.
+    pub(super) fn draw_sample(&mut self, active: u32, others: u32) -> Sample {
         let wanted = ROWS / EPOCHS;
-        let from_active = self.draw(&mut active, wanted * ACTIVE_PERCENT / 100);
-        let from_others = self.draw(&mut others, wanted - wanted * ACTIVE_PERCENT / 100);
-        let drawn = active.into_iter().take(from_active).chain(others.into_iter().take(from_others));
-        let wanted: HashMap<u32, usize> = drawn.enumerate().map(|(rank, place)| (place, rank)).collect();
-        Sample { at: 0, waiting: wanted.iter().map(|_| None).collect(), wanted }
+        let of_active = wanted * ACTIVE_PERCENT / 100;
+        let active = self.draw(active, of_active);
+        let others = self.draw(others, wanted - of_active);
+        let (of_active, all) = (active.len(), active.len() + others.len());
+        Sample {
+            active: Drawn::of(active, 0),
+            others: Drawn::of(others, of_active),
+            waiting: (0..all).map(|_| None).collect(),
+        }
     }
 
     /// The sampled blocks' outcomes come with the next epoch.
@@ -117,15 +142,19 @@ impl Training {
         self.epochs.len()
     }
 
-    /// Shuffles `count` of the places to the front; returns how many there were.
-    fn draw(&mut self, places: &mut [u32], count: usize) -> usize {
-        let count = count.min(places.len());
-        for at in 0..count {
-            let left = u64::try_from(places.len() - at).unwrap_or(1);
-            let other = at + usize::try_from(self.next() % left).unwrap_or(0);
-            places.swap(at, other);
-        }
-        count
+    /// Draws `wanted` of the numbers below `count`, as a shuffle of all would, of which only the places that have changed are kept.
+    fn draw(&mut self, count: u32, wanted: usize) -> Vec<u32> {
+        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX).min(count);
+        let mut moved: HashMap<u32, u32> = HashMap::new();
+        let drawn = (0..wanted).map(|at| {
+            let left = u64::from(count - at);
+            let other = at + u32::try_from(self.next() % left).unwrap_or(0);
+            let number = moved.get(&other).copied().unwrap_or(other);
+            let here = moved.get(&at).copied().unwrap_or(at);
+            moved.insert(other, here);
+            number
+        });
+        drawn.collect()
     }
 
     /// xorshift64*.

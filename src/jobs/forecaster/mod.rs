@@ -26,7 +26,7 @@ use crate::policy::gate::{Contender, Gate};
 use crate::policy::staging::Staging;
 use crate::units::{BlockNo, FileId, TierId, WallNs};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -55,7 +55,7 @@ pub struct ForecasterSettings {
     pub period: Duration,
     /// May a share of the fastest tier stage misses?
     pub staging: bool,
-    /// Memory for the records of blocks, in bytes.
+    /// Memory for the records of blocks and all that learning from them takes, in bytes.
     pub memory_bytes: u64,
     /// What a write counts, a read being 1.
     pub write_weight: f32,
@@ -68,7 +68,7 @@ impl Default for ForecasterSettings {
             epoch: Duration::from_secs(300),
             period: Duration::from_secs(86_400),
             staging: true,
-            memory_bytes: 96 << 20,
+            memory_bytes: 104 << 20,
             write_weight: 0.5,
         }
     }
@@ -386,6 +386,12 @@ impl Forecaster {
             Predictor::Model => inner.forecast.reasons(file, block),
             _ => Vec::new(),
         }
+    }
+
+    /// The shards of a file whose blocks are known one by one; None: the forecast is off, or busy.
+    pub(super) fn fine_shards(&self, file: FileId) -> Option<BTreeSet<u64>> {
+        let inner = self.inner.try_lock_for(PATIENCE)?;
+        inner.failure.is_none().then(|| inner.forecast.fine_shards(file).collect())
     }
 
     fn show(&self, inner: &Inner) {

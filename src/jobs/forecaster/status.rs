@@ -75,6 +75,7 @@ pub(super) fn of(inner: &Inner, settings: &ForecasterSettings, recorder: &Record
     };
     let mut contenders: Vec<ContenderStatus> = gate.standings.iter().map(known).collect();
     contenders.sort_by(|a, b| b.hits.unwrap_or(-1.0).total_cmp(&a.hits.unwrap_or(-1.0)).then(a.name.cmp(&b.name)));
+    let beside = recorder.status();
     let lasted = inner.began.elapsed().as_secs_f64();
     ForecastStatus {
         off: inner.failure.clone(),
@@ -94,7 +95,10 @@ pub(super) fn of(inner: &Inner, settings: &ForecasterSettings, recorder: &Record
         model: inner.forecast.model_words(),
         heard: inner.heard,
         skipped: inner.skipped,
-        memory_bytes: inner.forecast.memory_bytes() + recorder.status().expected_bytes,
+        memory_bytes: inner.forecast.memory_bytes()
+            + inner.gate.memory_bytes()
+            + beside.expected_bytes
+            + beside.queues_bytes,
         fine_shards: inner.forecast.shards() as u64,
         merged_shards: inner.forecast.merged_shards() as u64,
         cpu_ms: u64::try_from(inner.cpu.as_millis()).unwrap_or(u64::MAX),

@@ -241,9 +241,7 @@ impl Mover {
                 spread(&mut ranges, stretch, first, count, |range, blocks| range.add(blocks, tier, heat, temperature));
             });
         }
-        for range in &mut ranges {
-            range.temperature /= count_f32(range.tiers.iter().sum::<u64>().max(1));
-        }
+        ranges.iter_mut().for_each(HeatRange::finish);
         Ok(HeatMap { file, block_bytes: self.recorder.settings().block_bytes, blocks, ranges })
     }
 
@@ -293,7 +291,7 @@ impl Mover {
 
 impl HeatRange {
     /// Adds blocks of one heat; `temperature` is summed here and divided at the end.
-    fn add(&mut self, blocks: u64, tier: Option<TierId>, heat: f32, temperature: f32) {
+    pub(super) fn add(&mut self, blocks: u64, tier: Option<TierId>, heat: f32, temperature: f32) {
         let Some(here) = tier.and_then(|tier| self.tiers.get_mut(tier.index())) else {
             self.unplaced += blocks;
             return;
@@ -302,6 +300,11 @@ impl HeatRange {
         self.temperature += temperature * count_f32(blocks);
         self.hottest = self.hottest.max(temperature);
         self.heat += f64::from(heat) * f64::from(count_f32(blocks));
+    }
+
+    /// All blocks were added.
+    pub(super) fn finish(&mut self) {
+        self.temperature /= count_f32(self.tiers.iter().sum::<u64>().max(1));
     }
 }
 
