@@ -1,4 +1,4 @@
-# A PostgreSQL cluster and the heatfs volume beneath it. Sourced by scripts/demo and scripts/bench, never run.
+# A PostgreSQL cluster and the heatfs volume beneath it. Sourced by the other scripts, never run.
 #
 # The caller sets:
 #   WORK     a directory of its own that other users may enter
@@ -13,6 +13,7 @@ SERVER_PID=      # the postmaster; empty when no server runs
 DAEMON_PID=      # the daemon; empty when none runs
 VOLUME_CONFIG=   # the volume's settings file
 LEDGER_PIDS=()
+LOAD_PID=        # pgbench in the background; empty when none runs
 
 die() {
     echo "${0##*/}: $*" >&2
@@ -125,7 +126,7 @@ ledger_start() {
     local client
     for ((client = 1; client <= $1; client++)); do
         { yes "insert into ledger (client) values ($client) returning id;" 2>/dev/null |
-            sql -f - >>"$WORK/acknowledged/$client" 2>/dev/null || true; } &
+            PGAPPNAME=ledger sql -f - >>"$WORK/acknowledged/$client" 2>/dev/null || true; } &
         LEDGER_PIDS+=($!)
     done
 }
@@ -133,6 +134,27 @@ ledger_start() {
 ledger_wait() {
     ((${#LEDGER_PIDS[@]} == 0)) || wait "${LEDGER_PIDS[@]}" || true
     LEDGER_PIDS=()
+}
+
+# bench_load_start CLIENTS LEDGER_CLIENTS: pgbench and the ledger, until bench_load_stop
+bench_load_start() {
+    ledger_start "$2"
+    as_server pgbench -n -c "$1" -T 360000 >>"$WORK/pgbench.log" 2>&1 &
+    LOAD_PID=$!
+}
+
+# Both end as soon as the server ends their sessions: it is asked to, and may be gone already, or be stopped next.
+bench_load_stop() {
+    [[ -n $LOAD_PID ]] || return 0
+    local end="select pg_terminate_backend(pid) from pg_stat_activity where application_name in ('pgbench', 'ledger')"
+    if as_server timeout 10 psql -qAtX -c "$end" >/dev/null 2>&1; then
+        wait_until 30 gone "$LOAD_PID" || true
+        ledger_wait
+    fi
+    kill "$LOAD_PID" "${LEDGER_PIDS[@]}" 2>/dev/null || true
+    wait "$LOAD_PID" 2>/dev/null || true
+    ledger_wait
+    LOAD_PID=
 }
 
 ledger_acknowledged() { cat "$WORK"/acknowledged/* | wc -l; }
@@ -149,6 +171,16 @@ ledger_missing() {
 }
 
 # --- the volume -------------------------------------------------------------------------------------------------
+
+# heatfs_find: sets HEATFS to a fresh release build, unless it names a binary already. In the repository's directory.
+heatfs_find() {
+    if [[ -z ${HEATFS:-} ]]; then
+        scripts/install-deps
+        cargo build --release --locked
+        HEATFS=$(cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)/release/heatfs
+    fi
+    HEATFS=$(readlink -f "$HEATFS")
+}
 
 heatfs() { "$HEATFS" "$@"; }
 

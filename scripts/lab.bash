@@ -1,5 +1,5 @@
 # Three simulated disks; and what scripts/bench compares on them: a memory limit around server and daemon, and the sides: native
-# directories, mergerfs and heatfs volumes. Sourced by scripts/bench and scripts/torture after scripts/cluster.bash, never run.
+# directories, mergerfs and heatfs volumes. Sourced by scripts/bench, scripts/torture and scripts/soak after scripts/cluster.bash, never run.
 #
 # The caller sets WORK, REPOSITORY and LAB (the lab's directory, under WORK); scripts/bench also SCALE (pgbench's) and QUICK.
 # shellcheck shell=bash
