@@ -131,6 +131,39 @@ fn an_abandoned_image_is_covered_whole() {
     assert_eq!(read(&after_cut(&harness, Survival::None), 0, 0, BLOCK), expected);
 }
 
+/// R4: what is flipped while a checkpoint syncs belongs to the next one: this one has not made it durable, and frees nothing that it needs.
+#[test]
+fn a_checkpoint_freezes_its_set_before_the_first_sync() {
+    let harness = opened(4);
+    (0..2).for_each(|block| write(&harness, 0, block * BLOCK, 1, BLOCK));
+    settle(&harness);
+    (0..2).for_each(|block| {
+        assert!(harness.volume().move_block(&file(&harness, 0), BlockNo(block), HDD).expect("moves"));
+    });
+    harness.volume().checkpoint().expect("checkpoints");
+    write(&harness, 0, 0, 2, 4096);
+    harness.volume().coalesce_all(&mut |_, _| {}).expect("coalesces");
+    let (volume, changed) = (Arc::clone(harness.volume()), file(&harness, 0));
+    let segment_bytes = options().segment_bytes;
+    harness.world.device("hdd").after_next_sync(move || {
+        volume.write(&changed, BLOCK, &[3; 4096], Wait::Allowed).expect("writes");
+        // The record's segment is not the last one.
+        for at in 0..2 * segment_bytes / BLOCK {
+            volume.write(&changed, (2 + at) * BLOCK, &[4; BLOCK as usize], Wait::Allowed).expect("writes");
+        }
+        volume.sync_log().expect("syncs");
+        volume.coalesce_all(&mut |_, _| {}).expect("coalesces");
+    });
+    harness.volume().checkpoint().expect("checkpoints");
+    assert_eq!(read(&harness, 0, BLOCK, 1), [3], "the action ran");
+    for survival in [Survival::None, Survival::All, Survival::Seed(4)] {
+        let after = after_cut(&harness, survival);
+        assert_eq!(read(&after, 0, 0, 4096), vec![2; 4096], "{survival:?}");
+        assert_eq!(read(&after, 0, BLOCK, 4096), vec![3; 4096], "{survival:?}");
+        assert_eq!(read(&after, 0, 2 * BLOCK, 4096), vec![4; 4096], "{survival:?}");
+    }
+}
+
 /// R5: an old image is punched only after a checkpoint, nothing is written to its place before, and then its space is free.
 #[test]
 fn an_old_image_goes_after_the_checkpoint_and_not_before() {

@@ -103,6 +103,12 @@ impl BackingFile for SimFile {
             Start::LosingUnsynced => file.lose_unsynced(),
             Start::Short(_) | Start::Crashing => {}
         }
+        let after = Arc::clone(&world.devices[self.device].after_sync);
+        drop(world);
+        let action = after.lock().take();
+        if let Some(action) = action {
+            action();
+        }
         start.finish()
     }
 

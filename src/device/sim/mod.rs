@@ -84,6 +84,8 @@ struct World {
     devices: Vec<Disk>,
 }
 
+type Action = Box<dyn FnOnce() + Send>;
+
 /// The state of one device.
 #[derive(Clone, Default)]
 struct Disk {
@@ -98,6 +100,7 @@ struct Disk {
     reads_fail: bool,
     writes_fail: bool,
     syncs_fail: bool,
+    after_sync: Arc<Mutex<Option<Action>>>,
 }
 
 /// Which faults apply to an operation.
@@ -327,6 +330,11 @@ impl SimDevice {
     /// From now on every sync fails as with [`Fault::SyncError`], or none does.
     pub fn break_syncs(&self, broken: bool) {
         self.disk(|disk| disk.syncs_fail = broken);
+    }
+
+    /// Runs `action` once, right after the next sync of a file of this device, before its caller hears of it: what somebody else may do just then.
+    pub fn after_next_sync(&self, action: impl FnOnce() + Send + 'static) {
+        *self.disk(|disk| Arc::clone(&disk.after_sync)).lock() = Some(Box::new(action));
     }
 
     /// Reads of any of these bytes of a file fail with EIO until all of them have been written over. Survives crashes.
