@@ -44,9 +44,12 @@ impl ChunkTable {
         }
     }
 
-    /// Another limit; what is too much goes at the next change.
+    /// Another limit; what is too much goes.
     pub(super) fn set_limit(&self, bytes_max: usize) {
         self.bytes_max.store(bytes_max, Ordering::Relaxed);
+        if self.bytes() > bytes_max {
+            self.retain(|_, _| true);
+        }
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -148,9 +148,8 @@ impl Volume {
                 let block = self.block_of(at);
                 let stop = (self.block_start(block) + self.block_bytes()).min(end);
                 let home = inner.map.get(block).home;
-                if home.has_bytes() {
-                    wanted.push(Wanted { file: file.clone(), epoch, start: at, end: stop, home });
-                }
+                // Also where there is no image any more: blocks of zeros lose theirs without a write.
+                wanted.push(Wanted { file: file.clone(), epoch, start: at, end: stop, home });
                 at = stop;
             }
         }

