@@ -18,7 +18,8 @@ mod front;
 mod mounted;
 mod operations;
 mod pool;
-mod ring;
+#[doc(hidden)]
+pub mod ring;
 mod snapshot;
 
 pub use front::{Front, FrontStats, Slots};

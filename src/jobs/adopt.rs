@@ -150,7 +150,7 @@ impl Adoption<'_> {
         watch.step("make adopting")?;
         make_private_dir(&self.adopting)?;
         if exists(&taken)? {
-            return Ok(());
+            return refuse_replaced(directory, &taken);
         }
         if !exists(directory)? {
             watch.step("make directory")?;
@@ -161,6 +161,7 @@ impl Adoption<'_> {
         }
         watch.step("take directory")?;
         rename_durably(directory, &taken)?;
+        refuse_replaced(directory, &taken)?;
         survey::refuse_if_used(&self.checked.survey, &taken)
     }
 
@@ -195,6 +196,15 @@ impl Adoption<'_> {
         watch.step("mount point attributes")?;
         give_mount_point_attributes(directory, super::attributes::Attributes::read(&self.backing().tree())?)
     }
+}
+
+/// Whoever owns the directory above could have put a link in its place after it was looked at: what that leads to is nobody's to take.
+fn refuse_replaced(directory: &Path, taken: &Path) -> Result<()> {
+    let meta = fs::symlink_metadata(taken).map_err(|e| Error::io("stat", taken.display().to_string(), e))?;
+    if meta.is_dir() {
+        return Ok(());
+    }
+    Err(Error::Busy(format!("{} became something else while it was being adopted", directory.display())))
 }
 
 /// Owner, times and label of the root that is to be mounted there; nobody may enter or write.

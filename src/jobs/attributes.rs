@@ -108,8 +108,9 @@ impl Attributes {
         }
         let chmod = |mode| fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|e| io("chmod", path, e));
         if !self.symlink {
-            // An owner who is not root needs the permission to write for setting `user.` attributes.
-            chmod(self.mode | 0o600)?;
+            // An owner who is not root needs the permission to write for setting `user.` attributes. Nobody else needs any yet: where there is an ACL the
+            // group's bits are its mask, and would mean more without it.
+            chmod(self.mode & 0o700 | 0o600)?;
         }
         let fd = open_path(path)?;
         for name in list(&fd, path)? {

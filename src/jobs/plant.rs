@@ -103,3 +103,18 @@ impl Planter {
         self.directories.iter().rev().try_for_each(|(path, attributes)| attributes.apply(path))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::safe;
+
+    #[test]
+    fn names_that_lead_out_are_refused() {
+        for inside in ["a", "a/b", "a..", ".a", "..a/b"] {
+            assert_eq!(safe(inside.as_bytes()).expect("inside").to_str(), Some(inside));
+        }
+        for out in ["..", "/etc/passwd", "a/../b", "../a", "a/..", "/"] {
+            assert!(safe(out.as_bytes()).is_err(), "{out}");
+        }
+    }
+}

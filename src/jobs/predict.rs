@@ -11,6 +11,7 @@
 
 use crate::error::{Error, Result};
 use crate::heat::forecast::{Access, EpochClock, FileClass, Forecast, ForecastSettings, Predictor};
+use crate::jobs::replay::refuse_endless;
 use crate::policy::gate::{Contender, Gate};
 use crate::units::FileId;
 use std::io::{BufRead, BufWriter, Write};
@@ -110,6 +111,7 @@ fn access(rest: &str) -> LineResult<Line> {
         other => return Err(format!("seq = `{other:.40}`: 0 or 1 is wanted")),
     };
     let (file, offset, len) = (FileId(whole("file", file)?), whole("offset", offset)?, whole("len", len)?);
+    refuse_endless(offset, len)?;
     Ok(Line::Access(Access { file, offset, len, is_write, is_sequential }))
 }
 
@@ -171,6 +173,7 @@ mod tests {
             "A 1 S 0 0 1 0",
             "A 1 R 0 0 1 2",
             "A 1 R 0 -1 1 0",
+            "A 1 R 0 0 18446744073709551615 0",
             "F x y heap",
             "END 1 NaN 0",
         ] {

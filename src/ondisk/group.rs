@@ -238,7 +238,7 @@ fn decode_records(r: &mut Reader<'_>, count: u16, pages: u64, inline: usize) -> 
         }
         if record.inline_offset != 0 {
             let at = usize::from(record.inline_offset);
-            if at < PAGE - inline || at as u64 + record.length > PAGE as u64 {
+            if at < PAGE - inline || record.length > (PAGE - at.min(PAGE)) as u64 {
                 return Err(Malformed("inline payload lies outside of its page"));
             }
         }
@@ -299,6 +299,16 @@ mod tests {
         let (header, checksum) = GroupHeader::decode(&encoded()).expect("decodes");
         assert_eq!(header, sample());
         assert_eq!(checksum.to_le_bytes(), encoded()[80..88]);
+    }
+
+    /// Times have any length, since they are no range; with a payload in the page the sum ran over.
+    #[test]
+    fn an_inline_payload_of_any_length_is_refused_without_a_panic() {
+        let mut header = sample();
+        header.records[1] = RecordHeader { kind: RecordKind::Times, length: u64::MAX, ..header.records[1] };
+        let mut page = vec![0; PAGE];
+        header.encode_into(&mut page);
+        assert!(GroupHeader::decode(&page).is_err());
     }
 
     #[test]

@@ -29,6 +29,8 @@ mod cache;
 mod content;
 mod file;
 mod format;
+#[doc(hidden)]
+pub mod fuzzing;
 mod generations;
 mod ids;
 mod index;

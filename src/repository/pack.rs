@@ -194,7 +194,7 @@ pub fn compress(raw: &[u8]) -> Packed {
     }
 }
 
-fn encode_frame(keys: &Keys, pack: PackId, frame: u32, packed: Packed) -> Result<Vec<u8>> {
+pub(super) fn encode_frame(keys: &Keys, pack: PackId, frame: u32, packed: Packed) -> Result<Vec<u8>> {
     let stored = keys.seal(&frame_place(pack, frame), packed.bytes)?;
     let mut out = Vec::with_capacity(FRAME_HEADER_BYTES + stored.len());
     out.extend_from_slice(&count(stored.len()));
@@ -207,7 +207,7 @@ fn encode_frame(keys: &Keys, pack: PackId, frame: u32, packed: Packed) -> Result
 }
 
 /// The raw bytes of a frame as it lies in the file.
-fn decode_frame(keys: &Keys, pack: PackId, frame: u32, bytes: &[u8]) -> Decoded<Vec<u8>> {
+pub(super) fn decode_frame(keys: &Keys, pack: PackId, frame: u32, bytes: &[u8]) -> Decoded<Vec<u8>> {
     let (header, stored) = bytes.split_at_checked(FRAME_HEADER_BYTES).ok_or(Malformed("ends too early"))?;
     let mut r = Reader::new(header);
     let (stored_len, raw, [encoding, zeros @ ..], crc) = (r.u32()?, r.u32()?, r.array::<4>()?, r.u32()?);
@@ -302,7 +302,7 @@ impl PackWriter {
     }
 }
 
-fn hash_of(header: &[u8], table: &[u8]) -> [u8; 32] {
+pub(super) fn hash_of(header: &[u8], table: &[u8]) -> [u8; 32] {
     *blake3::Hasher::new().update(header).update(table).finalize().as_bytes()
 }
 

@@ -58,7 +58,7 @@ impl Plan {
         self.condemned.iter().filter_map(|(name, condemned)| Some((name.parse().ok()?, condemned)))
     }
 
-    fn encode(&self) -> Result<Vec<u8>> {
+    pub(super) fn encode(&self) -> Result<Vec<u8>> {
         let wrong = |e: serde_json::Error| Error::Invalid(format!("cannot write the plan of a prune: {e}"));
         let mut text = serde_json::to_string_pretty(self).map_err(wrong)?;
         text.push('\n');
@@ -68,7 +68,7 @@ impl Plan {
         Ok(text.into_bytes())
     }
 
-    fn decode(bytes: &[u8], path: &str) -> Result<Plan> {
+    pub(super) fn decode(bytes: &[u8], path: &str) -> Result<Plan> {
         let corrupt = |why: String| Error::Corrupt { what: "plan of a prune", path: path.to_owned(), offset: 0, why };
         let at = bytes.len().checked_sub(HASH_CHARS + 1).ok_or_else(|| corrupt("ends too early".to_owned()))?;
         let (text, hash) = bytes.split_at(at);

@@ -35,8 +35,8 @@ pub struct Ref {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Stored {
-    named: Option<Ref>,
+pub(super) struct Stored {
+    pub(super) named: Option<Ref>,
 }
 
 const NAME_BYTES_MAX: usize = 100;

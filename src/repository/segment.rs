@@ -172,7 +172,7 @@ impl SegmentWriter {
     }
 }
 
-fn hash_of(header: &[u8], tail: &[u8]) -> [u8; 32] {
+pub(super) fn hash_of(header: &[u8], tail: &[u8]) -> [u8; 32] {
     *blake3::Hasher::new().update(header).update(tail).finalize().as_bytes()
 }
 
@@ -218,7 +218,9 @@ impl Segment {
         let at = bytes.saturating_sub(TRAILER_BYTES as u64);
         let tail_bytes = (packs + fences + words) * 8;
         let tail_at = HEADER_BYTES as u64 + fences * BLOCK_BYTES as u64;
-        if tail_at + tail_bytes + TRAILER_BYTES as u64 != bytes {
+        let entries_max = fences * BLOCK_ENTRIES as u64;
+        // Both are believed from here on: by the size of a prune's marks, and by every question.
+        if tail_at + tail_bytes + TRAILER_BYTES as u64 != bytes || entries > entries_max || words == 0 {
             return Err(damaged(&path, 0, "the counts do not match the file's length"));
         }
         let mut tail = vec![0; usize::try_from(tail_bytes).unwrap_or(0) + TRAILER_BYTES];
@@ -367,6 +369,30 @@ mod tests {
         let (_, segment) = segment(20_000);
         // 32 MiB per TiB in slots of 64 KiB are 2 bytes an entry.
         assert!(segment.memory_bytes() as u64 <= 2 * segment.entries, "{} bytes", segment.memory_bytes());
+    }
+
+    /// A filter without a word was asked for its first bit, and a count without bounds was what a prune made room for.
+    #[test]
+    fn counts_that_cannot_be_are_refused_though_every_checksum_fits() {
+        let (device, _) = segment(3);
+        let good = crate::repository::small::read_file(device.as_ref(), "segment").expect("read").expect("there");
+        let refused = |name: &str, mut bytes: Vec<u8>| {
+            crate::repository::fuzzing::repair("segment", &mut bytes);
+            let file = device.open(name, OpenMode { create: true, ..OpenMode::default() }).expect("made");
+            file.write_all_at(&bytes, 0).expect("written");
+            let read = Segment::open(device.as_ref(), name, Uuid::from_u128(7));
+            matches!(read, Err(Error::Corrupt { .. }))
+        };
+        assert!(!refused("same", good.clone()));
+        let mut endless = good.clone();
+        endless[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(refused("endless", endless));
+        let mut unfiltered = good;
+        let words = usize::try_from(u32::from_le_bytes(unfiltered[48..52].try_into().expect("four"))).expect("few");
+        unfiltered[48..52].copy_from_slice(&[0; 4]);
+        let end = unfiltered.len() - TRAILER_BYTES;
+        unfiltered.drain(end - 8 * words..end);
+        assert!(refused("unfiltered", unfiltered));
     }
 
     #[test]

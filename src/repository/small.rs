@@ -160,7 +160,7 @@ impl SmallObjects {
     }
 }
 
-fn check(header: &[u8], payload: &[u8]) -> [u8; 8] {
+pub(super) fn check(header: &[u8], payload: &[u8]) -> [u8; 8] {
     let hash = blake3::Hasher::new().update(header).update(payload).finalize();
     let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
     [a, b, c, d, e, f, g, h]

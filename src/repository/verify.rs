@@ -89,7 +89,7 @@ pub struct VerifyStanding {
 
 /// Per pack: when it was verified last, and whether it was sound.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-struct Ledger {
+pub(super) struct Ledger {
     packs: BTreeMap<PackId, (WallNs, bool)>,
 }
 

@@ -1,6 +1,7 @@
 //! Adopting real directories and giving them back: what comes back is what went in, byte for byte and attribute for attribute, also when
 //! either is cut off at any of its steps and run again. And what `check` and `dump` say in between.
 
+mod attacks;
 mod clones;
 mod inspect;
 mod lab;

@@ -11,7 +11,8 @@
 //!   abi        layouts
 //! ```
 
-mod abi;
+#[doc(hidden)]
+pub mod abi;
 mod bridge;
 mod mailbox;
 mod worker;

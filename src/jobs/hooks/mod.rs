@@ -5,6 +5,7 @@
 //! itself: the snapshot goes on without what it was for, and says so.
 
 mod command;
+mod password;
 mod place;
 mod postgres;
 

@@ -6,7 +6,7 @@
 //! `psql` is driven rather than a client library linked: libpq reaches the server in whatever way it is set up (peer as another user, password
 //! files, services, TLS), and a dozen crates are not needed for three statements. The session stays open from start to stop, because backup mode ends with it.
 
-use super::command;
+use super::{command, password};
 use crate::error::{Error, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use nix::unistd::User;
@@ -102,9 +102,13 @@ impl Session {
     }
 
     fn connect(settings: &PostgresSettings) -> Result<Session> {
+        let (connection, secret) = password::split(&settings.connection);
         let mut psql = Command::new("psql");
         // Neither the user's start file nor a password asked for; the first error ends it.
-        psql.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-d", &settings.connection]);
+        psql.args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-d", &connection]);
+        if let Some(secret) = secret {
+            psql.env("PGPASSWORD", secret);
+        }
         psql.env("PGCONNECT_TIMEOUT", settings.limit.as_secs().clamp(2, 30).to_string());
         psql.env("PGAPPNAME", "heatfs").env("PGCLIENTENCODING", "UTF8").current_dir("/").process_group(0);
         if let Some(name) = &settings.run_as {

@@ -12,6 +12,7 @@ mod tests;
 mod tiers;
 mod trace;
 
+pub(super) use trace::refuse_endless;
 pub use trace::{Operation, Record, TRACE_HEADER, Trace};
 
 use crate::error::{Error, Result};

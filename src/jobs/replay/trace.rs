@@ -12,6 +12,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+/// The longest access that a trace may have: work grows with the blocks of each, and no program reads or writes more at once.
+const ACCESS_BYTES_MAX: u64 = 1 << 30;
 /// The first line of a trace.
 pub const TRACE_HEADER: &str = "ts_ms,op,file,offset,len";
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -47,7 +49,7 @@ pub struct Trace {
 impl Trace {
     /// Reads a trace and what lies beside it. A bad line is `Invalid`, with its number.
     pub fn load(path: &Path) -> Result<Trace> {
-        let mut trace = Trace { records: records(open(path)?, &path.display().to_string())?, ..Trace::default() };
+        let mut trace = Trace::read(open(path)?, &path.display().to_string())?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let stem = name.trim_end_matches(".gz").trim_end_matches(".csv");
         let files = path.with_file_name(format!("{stem}.files.csv"));
@@ -59,6 +61,11 @@ impl Trace {
             trace.period_ms = period_ms(open(&meta)?, &meta.display().to_string(), &name)?;
         }
         Ok(trace)
+    }
+
+    /// Records alone, from lines; `path` is only for messages.
+    pub fn read(lines: impl BufRead, path: &str) -> Result<Trace> {
+        Ok(Trace { records: records(lines, path)?, ..Trace::default() })
     }
 
     fn read_classes(&mut self, lines: impl BufRead, path: &str) -> Result<()> {
@@ -131,7 +138,18 @@ fn record(line: &str) -> std::result::Result<Record, String> {
     if fields.next().is_some() {
         return Err(format!("too many fields; wanted are {TRACE_HEADER}"));
     }
+    if matches!(operation, Operation::Read | Operation::Write) {
+        refuse_endless(offset, len)?;
+    }
     Ok(Record { ts_ms, operation, file, offset, len })
+}
+
+/// An access of more bytes than anybody makes would be counted block by block for ever.
+pub(in crate::jobs) fn refuse_endless(offset: u64, len: u64) -> std::result::Result<(), String> {
+    if offset.saturating_add(len) - offset > ACCESS_BYTES_MAX {
+        return Err(format!("len = `{len}`: a whole number is wanted, from 0 to {ACCESS_BYTES_MAX}"));
+    }
+    Ok(())
 }
 
 /// The period of a trace by its file's name; 0 when none is told.
@@ -176,6 +194,7 @@ mod tests {
             ("ts_ms,op,file,offset,len\n1,R,0,0,1\n1,X,0,0,1", 3),
             ("ts_ms,op,file,offset,len\n1,R,0,-5,1", 2),
             ("ts_ms,op,file,offset,len\n1,R,0,0,1,9", 2),
+            ("ts_ms,op,file,offset,len\n1,R,0,0,18446744073709551615", 2),
             ("ts_ms,op,file,offset,len\nNaN,R,0,0,1", 2),
         ] {
             let error = records(text.as_bytes(), "t.csv").unwrap_err();

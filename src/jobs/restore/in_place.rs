@@ -13,6 +13,7 @@ use super::super::plant::{Planted, Planter, attributes, safe};
 use super::super::snapshot::Tally;
 use super::super::streams;
 use super::super::survey::{Survey, read_dir, refuse_if_postmaster_runs, refuse_if_used};
+use super::held::Held;
 use crate::error::{Error, Result};
 use crate::repository::{Entry, EntryKind, FileContent, SLOT_BYTES, Snapshot};
 use crate::units::FileId;
@@ -81,28 +82,32 @@ pub fn restore_in_place(snapshot: &Snapshot<'_>, plan: &InPlacePlan, tally: &Tal
     if !into.is_dir() {
         return Err(Error::Invalid(format!("{} is not a directory", into.display())));
     }
-    refuse_busy(&into)?;
     let names = names_of(snapshot)?;
-    let mut restoring = Restoring {
-        snapshot,
-        plan,
-        report: InPlaceReport { into: into.clone(), dry_run: plan.dry_run, ..InPlaceReport::default() },
-        links: HashMap::new(),
-        claimed: HashMap::new(),
-        planter: Planter::default(),
-        directories: Vec::new(),
-        tasks: Vec::new(),
-        into,
-    };
+    let was = Attributes::read(&into)?;
+    if plan.dry_run {
+        refuse_busy(&into)?;
+        return bring(&names, Restoring::new(snapshot, plan, into.clone(), into, was), tally);
+    }
+    let held = Held::take(&into)?;
+    // Looked at only now, when nobody else can come to anything in it any more.
+    if let Err(busy) = refuse_busy(&into) {
+        held.let_go()?;
+        return Err(busy);
+    }
+    let restoring = Restoring::new(snapshot, plan, into, held.path().to_owned(), was);
+    bring(&names, restoring, tally).map_err(|error| held.named(error))
+}
+
+fn bring(names: &BTreeMap<PathBuf, Entry>, mut restoring: Restoring<'_>, tally: &Tally) -> Result<InPlaceReport> {
     for entry in names.values() {
         if let EntryKind::File { file } = entry.kind {
             *restoring.links.entry(file).or_default() += 1;
         }
     }
-    restoring.clear_extra(&names)?;
+    restoring.clear_extra(names)?;
     let control = names.contains_key(Path::new(CONTROL));
     restoring.put_control_aside(control)?;
-    for (path, entry) in &names {
+    for (path, entry) in names {
         restoring.place(path, entry)?;
     }
     restoring.compare(tally)?;
@@ -132,7 +137,10 @@ fn names_of(snapshot: &Snapshot<'_>) -> Result<BTreeMap<PathBuf, Entry>> {
 struct Restoring<'a> {
     snapshot: &'a Snapshot<'a>,
     plan: &'a InPlacePlan,
+    /// Where it is worked.
     into: PathBuf,
+    /// What the directory itself was before it was held.
+    was: Attributes,
     report: InPlaceReport,
     /// Names of each file in the snapshot.
     links: HashMap<FileId, u64>,
@@ -155,7 +163,23 @@ fn stat(path: &Path) -> Result<Option<Metadata>> {
     }
 }
 
-impl Restoring<'_> {
+impl<'a> Restoring<'a> {
+    /// `named`: the directory as it is told.
+    fn new(snapshot: &'a Snapshot<'a>, plan: &'a InPlacePlan, named: PathBuf, into: PathBuf, was: Attributes) -> Self {
+        Restoring {
+            snapshot,
+            plan,
+            into,
+            was,
+            report: InPlaceReport { into: named, dry_run: plan.dry_run, ..InPlaceReport::default() },
+            links: HashMap::new(),
+            claimed: HashMap::new(),
+            planter: Planter::default(),
+            directories: Vec::new(),
+            tasks: Vec::new(),
+        }
+    }
+
     /// Where a name of the snapshot is while this is under way.
     fn path_of(&self, relative: &Path) -> PathBuf {
         if relative == Path::new(CONTROL) && !self.plan.dry_run {
@@ -206,11 +230,13 @@ impl Restoring<'_> {
 
     fn put_control_aside(&self, wanted: bool) -> Result<()> {
         let (control, aside) = (self.into.join(CONTROL), self.into.join(CONTROL_ASIDE));
-        if !wanted || self.plan.dry_run || !exists(&control)? {
+        let parent = self.into.join("global");
+        // A link may lead to the directory of another server.
+        let is_ours = stat(&parent)?.is_some_and(|meta| meta.is_dir());
+        if !wanted || self.plan.dry_run || !is_ours || !exists(&control)? {
             return Ok(());
         }
         // The directory is not to look changed for this.
-        let parent = self.into.join("global");
         let was = Attributes::read(&parent)?;
         rename_durably(&control, &aside)?;
         was.apply(&parent)
@@ -223,11 +249,15 @@ impl Restoring<'_> {
         if let (Some(meta), true) = (&there, relative.as_os_str().is_empty())
             && meta.is_dir()
         {
-            return self.adopt_directory(path, attributes(entry)?);
+            let was = self.was.clone();
+            self.adopt_directory(path, attributes(entry)?, &was);
+            return Ok(());
         }
         match (&entry.kind, &there) {
             (EntryKind::Directory, Some(meta)) if meta.is_dir() => {
-                return self.adopt_directory(path, attributes(entry)?);
+                let was = Attributes::read(&path)?;
+                self.adopt_directory(path, attributes(entry)?, &was);
+                return Ok(());
             }
             (EntryKind::File { file }, Some(meta)) if meta.is_file() && self.is_right_inode(*file, meta, &path) => {
                 if self.claimed.insert((meta.dev(), meta.ino()), *file).is_none() {
@@ -272,12 +302,11 @@ impl Restoring<'_> {
     }
 
     /// A directory that is there gets its attributes last, since what is done in it changes its times.
-    fn adopt_directory(&mut self, path: PathBuf, wanted: Attributes) -> Result<()> {
-        if !wanted.is_like(&Attributes::read(&path)?) {
+    fn adopt_directory(&mut self, path: PathBuf, wanted: Attributes, was: &Attributes) {
+        if !wanted.is_like(was) {
             self.report.attributes += 1;
         }
         self.directories.push((path, wanted));
-        Ok(())
     }
 
     fn set_attributes(&mut self, path: &Path, wanted: &Attributes) -> Result<()> {

@@ -1,0 +1,6 @@
+#![no_main]
+
+#[path = "../decoders/ring.rs"]
+mod decoders;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| decoders::feed(data));
