@@ -41,7 +41,7 @@ use worker::Worker;
 const LIBRARY_THREADS: usize = 4;
 
 /// Workers of each processor's queue. They run on any: bound to their own, each waits for the server that runs there.
-const WORKERS_PER_QUEUE: usize = 3;
+const WORKERS_PER_QUEUE: usize = 2;
 /// Requests that may be under way at once, all workers together: as many as the kernel has in the background.
 const SLOTS_MAX: usize = 1024;
 
