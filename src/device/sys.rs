@@ -73,6 +73,20 @@ pub fn set_inode_flags(fd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()>
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// (device, inode) of what a path leads to, as the kernel knows it: a network or FUSE server that does not answer is not asked.
+pub fn known_inode(path: &CStr) -> io::Result<(u64, u64)> {
+    let mut shown = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: `path` ends with a NUL; `shown` has room for what the kernel writes.
+    let answer = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_INO, shown.as_mut_ptr()) };
+    if answer != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroes are a valid value of it, and the kernel may have put better ones there.
+    let shown = unsafe { shown.assume_init() };
+    Ok((libc::makedev(shown.stx_dev_major, shown.stx_dev_minor), shown.stx_ino))
+}
+
 /// Is the thing itself (not what a symbolic link leads to) immutable or append-only? Where the filesystem cannot tell: no.
 pub fn is_unchangeable(path: &CStr) -> io::Result<bool> {
     let attributes = (libc::STATX_ATTR_IMMUTABLE | libc::STATX_ATTR_APPEND) as u64;

@@ -121,7 +121,9 @@ impl Survey {
     fn user(&self, pid: u32, directory: &Path) -> Option<User> {
         let process = PathBuf::from(format!("/proc/{pid}"));
         let holds = |link: &Path| {
-            let inside = fs::metadata(link).is_ok_and(|meta| self.inodes.contains(&(meta.dev(), meta.ino())));
+            // Not by stat: who holds a file of a mount whose daemon does not answer would hold us up, too.
+            let path = CString::new(link.as_os_str().as_bytes()).unwrap_or_default();
+            let inside = sys::known_inode(&path).is_ok_and(|inode| self.inodes.contains(&inode));
             inside || fs::read_link(link).is_ok_and(|target| target.starts_with(directory))
         };
         let open = || fs::read_dir(process.join("fd")).is_ok_and(|fds| fds.flatten().any(|fd| holds(&fd.path())));

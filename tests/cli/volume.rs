@@ -2,6 +2,7 @@
 
 use super::bench::{Bench, complaint, pattern, read, wait_until};
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
@@ -319,6 +320,25 @@ fn a_busy_mount_keeps_being_served_and_its_holders_are_named() {
     bench.ok(&["stop", "--force"]);
     assert_eq!(bench.ended(60), Some(0), "{}", bench.log());
     assert!(!bench.is_mounted());
+}
+
+/// Who uses a directory is looked for in all processes, also in those that hold a file of a mount that does not answer.
+#[test]
+fn a_mount_that_hangs_holds_up_no_adoption_elsewhere() {
+    use nix::sys::signal::{Signal, kill};
+    let (Some(mut bench), Some(other)) = (Bench::new(), Bench::new()) else { return };
+    bench.adopt();
+    bench.start();
+    // After a write the kernel asks the daemon when somebody wants to know its attributes.
+    let mut held = fs::File::options().append(true).open(bench.data().join("small")).unwrap();
+    held.write_all(b" and more").unwrap();
+    let daemon = nix::unistd::Pid::from_raw(i32::try_from(bench.pid()).unwrap());
+    kill(daemon, Signal::SIGSTOP).unwrap();
+    let adopting = std::thread::spawn(move || other.adopt());
+    let in_time = wait_until(60, || adopting.is_finished());
+    kill(daemon, Signal::SIGCONT).unwrap();
+    adopting.join().unwrap();
+    assert!(in_time, "it waited for the mount to answer");
 }
 
 #[test]
