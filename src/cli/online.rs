@@ -8,8 +8,10 @@ use crate::control::protocol::{
     self, DoneReply, ExplainReply, Health, JobReply, PinRequest, StatusReply, StopRequest, TiersReply,
 };
 use crate::daemon::quantity::{parse_bytes, rounded_bytes, show_span};
+use crate::daemon::settings::Settings;
 use crate::error::Error;
 use crate::jobs::migrate::{JournalEntry, Outcome};
+use crate::tier::identity::{self, Locks, Place};
 use crate::units::WallNs;
 use anyhow::{Result, anyhow};
 use serde::Serialize;
@@ -79,7 +81,19 @@ pub(super) fn stop(volume: &Choice, force: bool, no_wait: bool, as_json: bool) -
             told = waiting_for;
         }
     }
+    if volume.settings().ok().and_then(|settings| ended_cleanly(&settings)) == Some(false) {
+        return Err(anyhow!(
+            "the daemon has ended, but not cleanly: its log says why. Nothing acknowledged is lost; the next start replays the log"
+        ));
+    }
     done(&DoneReply { message: "stopped".to_owned() }, as_json)
+}
+
+/// Did the daemon that is gone leave everything on the tiers? None where that cannot be told: the tiers cannot be looked at, or are in use again.
+fn ended_cleanly(settings: &Settings) -> Option<bool> {
+    let tiers: Vec<_> = settings.tiers.iter().map(|tier| (tier.name.clone(), tier.path.clone())).collect();
+    let identity = identity::verify_all(&Place::open_all(&tiers).ok()?).ok()?;
+    Locks::holder(&settings.tiers.first()?.path).is_none().then_some(identity.clean)
 }
 
 pub(super) fn settle(volume: &Choice, as_json: bool) -> Result<()> {

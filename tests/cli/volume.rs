@@ -4,7 +4,7 @@ use super::bench::{Bench, complaint, pattern, read, wait_until};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 fn is_tier(value: &serde_json::Value) -> bool {
     ["nvme", "sata", "hdd"].iter().any(|name| value == name)
@@ -339,6 +339,25 @@ fn a_mount_that_hangs_holds_up_no_adoption_elsewhere() {
     kill(daemon, Signal::SIGCONT).unwrap();
     adopting.join().unwrap();
     assert!(in_time, "it waited for the mount to answer");
+}
+
+#[test]
+fn a_stop_that_ends_in_a_crash_is_not_called_one() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    bench.start();
+    let holder = bench.holder();
+    let mut stopping = bench.heatfs(&["stop"]);
+    let stopping = stopping.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    assert!(wait_until(20, || !bench.json(&["status"])["stopping"].is_null()), "{}", bench.log());
+    bench.kill();
+    let output = stopping.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("not cleanly"), "{said}");
+    drop(holder);
+    bench.start();
+    assert_eq!(read(&bench.data().join("small")), b"hello");
 }
 
 #[test]
