@@ -91,8 +91,7 @@ pub(super) fn stop(volume: &Choice, force: bool, no_wait: bool, as_json: bool) -
 
 /// Did the daemon that is gone leave everything on the tiers? None where that cannot be told: the tiers cannot be looked at, or are in use again.
 fn ended_cleanly(settings: &Settings) -> Option<bool> {
-    let tiers: Vec<_> = settings.tiers.iter().map(|tier| (tier.name.clone(), tier.path.clone())).collect();
-    let identity = identity::verify_all(&Place::open_all(&tiers).ok()?).ok()?;
+    let identity = identity::verify_all(&Place::open_all(&settings.tier_paths()).ok()?).ok()?;
     Locks::holder(&settings.tiers.first()?.path).is_none().then_some(identity.clean)
 }
 

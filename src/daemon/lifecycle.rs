@@ -102,8 +102,7 @@ fn serve(settings: Settings, mount_as: MountAs, start_control: StartControl) -> 
 /// Verifies the tiers, takes their locks, clears the mountpoint, and begins a run. The locks come before the mountpoint: while another
 /// daemon lives, its mount is not touched.
 fn claim_tiers(settings: &Settings, point: &Path) -> Result<(Vec<Place>, Locks, VolumeIdentity)> {
-    let named: Vec<(String, PathBuf)> =
-        settings.tiers.iter().map(|tier| (tier.name.clone(), tier.path.clone())).collect();
+    let named = settings.tier_paths();
     let places = Place::open_all(&named)?;
     identity::verify_all(&places)?.require_ready()?;
     let locks = Locks::take(&named)?;

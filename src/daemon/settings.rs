@@ -252,6 +252,11 @@ impl Settings {
         resolve(&self.mount)
     }
 
+    /// Names and paths of the tiers, fastest first.
+    pub fn tier_paths(&self) -> Vec<(String, PathBuf)> {
+        self.tiers.iter().map(|tier| (tier.name.clone(), tier.path.clone())).collect()
+    }
+
     /// The socket of the control interface.
     pub fn socket_path(&self) -> Result<PathBuf> {
         match &self.socket {

@@ -75,28 +75,24 @@ pub fn set_inode_flags(fd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()>
 
 /// (device, inode) of what a path leads to, as the kernel knows it: a network or FUSE server that does not answer is not asked.
 pub fn known_inode(path: &CStr) -> io::Result<(u64, u64)> {
-    let mut shown = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    let flags = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
-    // SAFETY: `path` ends with a NUL; `shown` has room for what the kernel writes.
-    let answer = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_INO, shown.as_mut_ptr()) };
-    if answer != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: zeroes are a valid value of it, and the kernel may have put better ones there.
-    let shown = unsafe { shown.assume_init() };
-    Ok((libc::makedev(shown.stx_dev_major, shown.stx_dev_minor), shown.stx_ino))
+    let stat = statx(path, libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT, libc::STATX_INO)?;
+    Ok((libc::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
 }
 
 /// Is the thing itself (not what a symbolic link leads to) immutable or append-only? Where the filesystem cannot tell: no.
 pub fn is_unchangeable(path: &CStr) -> io::Result<bool> {
     let attributes = (libc::STATX_ATTR_IMMUTABLE | libc::STATX_ATTR_APPEND) as u64;
+    let stat = statx(path, libc::AT_SYMLINK_NOFOLLOW, 0)?;
+    Ok(stat.stx_attributes & attributes != 0)
+}
+
+fn statx(path: &CStr, flags: libc::c_int, wanted: libc::c_uint) -> io::Result<libc::statx> {
     let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: `path` ends with a NUL; `stat` is a whole statx for the call to fill.
-    let rc = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_SYMLINK_NOFOLLOW, 0, stat.as_mut_ptr()) };
+    let rc = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, wanted, stat.as_mut_ptr()) };
     if rc != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: all-zero bytes are a valid statx, and the call has filled it.
-    let stat = unsafe { stat.assume_init() };
-    Ok(stat.stx_attributes & attributes != 0)
+    Ok(unsafe { stat.assume_init() })
 }
