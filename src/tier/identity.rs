@@ -296,6 +296,12 @@ pub fn mark_stopped(places: &[Place], id: &VolumeIdentity) -> Result<()> {
     Ok(())
 }
 
+/// Did the volume's last run end with [`mark_stopped`]? The fastest tier is marked last and so can say it alone, also while another is gone.
+/// None: there is no volume. Errors: as [`Place::identity`].
+pub fn ended_cleanly(fastest: &Place) -> Result<Option<bool>> {
+    Ok(fastest.identity()?.map(|identity| identity.run == Run::Stopped))
+}
+
 /// Durably notes how far an adoption or release has come. Not to be called during a run.
 pub fn set_phase(places: &[Place], id: &mut VolumeIdentity, phase: Phase) -> Result<()> {
     id.phase = phase;

@@ -76,10 +76,10 @@ impl Volume {
                 Err(Error::LogFull) => self.wait_for_log_room(&mut patience)?,
                 Err(Error::NoSpace) if !forced_checkpoint => {
                     forced_checkpoint = true;
-                    self.checkpoint()?;
+                    self.checkpoint_for_room()?;
                 }
                 // What a mark holds back is given up before a writer is refused.
-                Err(Error::NoSpace) if self.fail_mark_for_space() => self.checkpoint()?,
+                Err(Error::NoSpace) if self.fail_mark_for_space() => self.checkpoint_for_room()?,
                 Err(error) => return Err(error),
             }
         }
@@ -89,6 +89,14 @@ impl Volume {
             observer.on_write(file.id(), offset, u32::try_from(data.len()).unwrap_or(u32::MAX), file.is_log_file());
         }
         Ok(())
+    }
+
+    /// A checkpoint for a writer who found no room. What fails there is not his: then there is no more room than before.
+    pub(super) fn checkpoint_for_room(&self) -> Result<()> {
+        match self.checkpoint_despite_tiers() {
+            Err(Error::Io { .. }) => self.check_writable().and(Err(Error::NoSpace)),
+            other => other,
+        }
     }
 
     /// One record: promise space, log, lay over.

@@ -391,7 +391,7 @@ impl Volume {
                 }
             } else {
                 self.check_writable()?;
-                self.checkpoint()?;
+                self.checkpoint_despite_tiers()?;
             }
         }
     }

@@ -90,7 +90,7 @@ impl Volume {
         };
         match promise() {
             Err(Error::NoSpace) => {
-                self.checkpoint()?;
+                self.checkpoint_for_room()?;
                 promise()?;
             }
             other => other?,

@@ -136,12 +136,18 @@ impl Volume {
             }
             if let Err(error) = result {
                 self.degrade("maintenance", error.to_string());
-                // A device that refuses now will refuse at once again: leave it a tick.
-                self.wake.wait_for(&mut self.wake_lock.lock(), TICK);
+                self.rest_a_tick();
             } else {
                 self.restore_health("maintenance");
             }
         }
+    }
+
+    /// A device that refuses now will refuse at once again: leaves it a tick, whoever calls meanwhile.
+    fn rest_a_tick(&self) {
+        let until = clock::monotonic_now() + TICK;
+        let mut wake = self.wake_lock.lock();
+        while !self.maintenance.is_stopping() && !self.wake.wait_until(&mut wake, until).timed_out() {}
     }
 
     fn maintain_once(&self, idle: bool, checkpoint_time: bool) -> Result<()> {
@@ -228,7 +234,7 @@ impl Volume {
         }
         self.coalesce_blocks(blocks, sixteenth * self.geometry().segment_bytes, self.maintenance.is_running())?;
         self.slow_drained.store(quarter, Ordering::Relaxed);
-        self.checkpoint()?;
+        self.checkpoint_despite_tiers()?;
         let (now, _) = self.log.segments_in_use();
         if drain == Drain::Oldest && now == tail && in_use >= 2 {
             // Places that waited for their punch are free now; the next round takes what had to stay.

@@ -343,21 +343,29 @@ fn a_mount_that_hangs_holds_up_no_adoption_elsewhere() {
 
 #[test]
 fn a_stop_that_ends_in_a_crash_is_not_called_one() {
-    let Some(mut bench) = Bench::new() else { return };
-    bench.adopt();
-    bench.start();
-    let holder = bench.holder();
-    let mut stopping = bench.heatfs(&["stop"]);
-    let stopping = stopping.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    assert!(wait_until(20, || !bench.json(&["status"])["stopping"].is_null()), "{}", bench.log());
-    bench.kill();
-    let output = stopping.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("not cleanly"), "{said}");
-    drop(holder);
-    bench.start();
-    assert_eq!(read(&bench.data().join("small")), b"hello");
+    for disk_goes_too in [false, true] {
+        let Some(mut bench) = Bench::new() else { return };
+        bench.adopt();
+        bench.start();
+        let holder = bench.holder();
+        let mut stopping = bench.heatfs(&["stop"]);
+        let stopping = stopping.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        assert!(wait_until(20, || !bench.json(&["status"])["stopping"].is_null()), "{}", bench.log());
+        if disk_goes_too {
+            fs::rename(bench.path("sata"), bench.path("unplugged")).unwrap();
+        }
+        bench.kill();
+        let output = stopping.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("not cleanly"), "{said}");
+        drop(holder);
+        if disk_goes_too {
+            fs::rename(bench.path("unplugged"), bench.path("sata")).unwrap();
+        }
+        bench.start();
+        assert_eq!(read(&bench.data().join("small")), b"hello");
+    }
 }
 
 #[test]

@@ -342,6 +342,51 @@ fn a_tier_broken_for_ever_does_not_stop_the_others() {
     assert_eq!(read(&again, 0, 0, expected.len()), expected);
 }
 
+/// A disk that goes just after it got its first blocks, before a checkpoint knew of them: they are taken back once, and from then
+/// on it holds up nobody, however long it is gone.
+#[test]
+fn a_tier_that_goes_with_an_object_just_made_does_not_fill_the_log() {
+    let harness = opened(13);
+    write(&harness, 0, 0, 1, 2 * BLOCK as usize).expect("writes");
+    settle(&harness);
+    let volume = harness.volume();
+    let file = volume.file(harness.ids[0]).expect("known");
+    assert_eq!(volume.move_run(&file, BlockNo(0), 2, TierId(1)).expect("moves"), 2);
+    let disk = harness.world.device("sata");
+    disk.break_reads(true);
+    disk.break_writes(true);
+    disk.break_syncs(true);
+    volume.checkpoint().expect_err("what was moved there cannot be made durable");
+    volume.checkpoint().expect("it was taken back: there is nothing left to make durable there");
+    for round in 0..400 {
+        write(&harness, 1, round * 8192, 3, 8192).expect("the log never fills");
+        sync(&harness, 1).expect("and syncs");
+    }
+    let again = Harness::open(harness.world.recover(Survival::None), harness.ids.clone()).expect("opens");
+    assert_eq!(read(&again, 0, 0, 2 * BLOCK as usize), vec![1; 2 * BLOCK as usize]);
+}
+
+/// A writer that finds no room, while a checkpoint that would make some fails at a tier, hears of room, not of that tier (I10).
+#[test]
+fn a_writer_without_room_is_told_so_whatever_a_checkpoint_meets() {
+    let harness = opened(14);
+    write(&harness, 0, 0, 1, 2 * BLOCK as usize).expect("writes");
+    settle(&harness);
+    let volume = harness.volume();
+    let file = volume.file(harness.ids[0]).expect("known");
+    assert_eq!(volume.move_run(&file, BlockNo(0), 2, TierId(2)).expect("moves"), 2);
+    harness.world.device("hdd").break_syncs(true);
+    let (mut at, mut bytes) = (0, 64 * BLOCK);
+    let refused = loop {
+        match write(&harness, 1, at, 3, usize::try_from(bytes).expect("small")) {
+            Ok(()) => at += bytes,
+            Err(Error::NoSpace) if bytes > 4096 => bytes /= 2,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::NoSpace | Error::LogFull), "{refused}");
+}
+
 /// A log that nothing can drain gives a writer a clear error within a bound, with and without threads; it never hangs.
 #[test]
 fn a_log_that_cannot_be_drained_ends_in_an_error() {
