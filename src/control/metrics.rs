@@ -68,6 +68,9 @@ fn health(registry: &mut Registry, status: &StatusReply) {
     level(registry, "overlay_extents", "Extents written and in no base yet", status.volume.overlay_extents);
     level(registry, "overlay_memory_bytes", "Memory of the overlay", status.volume.overlay_memory_bytes);
     level(registry, "map_memory_bytes", "Memory of the block map", status.volume.map_memory_bytes);
+    let reserve = status.volume.state_reserve;
+    level(registry, "state_reserve_bytes", "Room kept for the volume's own state", reserve.held_bytes);
+    level(registry, "state_reserve_wanted_bytes", "What that should be", reserve.whole_bytes);
     let rollback = status.volume.rollback.as_ref();
     let (open, kept) = (u64::from(rollback.is_some()), rollback.map_or(0, |rollback| rollback.kept_bytes));
     level(registry, "rollback_open", "1: the volume was rolled back, which is neither confirmed nor undone", open);

@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a volume keeps on the fastest tier besides its directories.
-const VOLUME_FILES: [&str; 9] = [
+const VOLUME_FILES: [&str; 10] = [
     "state.redb",
+    "state.reserve",
     "heat.bin",
     "heat.bin.new",
     "pins.json",

@@ -70,6 +70,7 @@ impl Volume {
             promised_bytes: self.space.promised_blocks() * self.block_bytes(),
             in_repository_bytes: self.bytes_in_repository(),
             rollback: self.rollback_status(),
+            state_reserve: self.state.reserve().status(),
             change_memory_bytes: change_memory,
             marks,
         }

@@ -61,6 +61,7 @@ impl Volume {
         let Some(end) = end else {
             return Err(Error::Invalid(format!("offset {offset} is past the largest file")));
         };
+        self.check_room_for_state()?;
         let max = self.geometry().record_bytes_max() as u64;
         let mut at = offset;
         let mut forced_checkpoint = false;
@@ -89,6 +90,11 @@ impl Volume {
             observer.on_write(file.id(), offset, u32::try_from(data.len()).unwrap_or(u32::MAX), file.is_log_file());
         }
         Ok(())
+    }
+
+    /// Refuses whoever would make state grow while it has little room (R22).
+    pub(super) fn check_room_for_state(&self) -> Result<()> {
+        if self.state.reserve().is_short() { Err(Error::NoSpace) } else { Ok(()) }
     }
 
     /// A checkpoint for a writer who found no room. What fails there is not his: then there is no more room than before.

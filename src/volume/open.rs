@@ -26,6 +26,9 @@ use uuid::Uuid;
 
 /// File ids reserved at each mount.
 const FILE_IDS_AHEAD: u64 = 1 << 16;
+/// What is degraded when the fastest tier's filesystem is full, and when state has little room left.
+const ROOM_FOR_STATE: &str = "room for state";
+const WRITES: &str = "writes";
 
 /// One in this many bytes of the fastest tier may hold what is saved for snapshots in the making, or as much as the log has.
 const STAGING_SHARE: u64 = 16;
@@ -180,6 +183,7 @@ impl Volume {
         volume.join_staged(&removed)?;
         recovery.pending_snapshots = volume.marks.pending_ids();
         recovery.failed_snapshots.retain(|snapshot| !recovery.pending_snapshots.contains(snapshot));
+        volume.keep_room_for_state();
         volume.refresh_budgets()?;
         volume.begin_mount(mounts)?;
         volume.leave_room_for_next_recovery()?;
@@ -410,6 +414,24 @@ impl Volume {
             self.space.refresh_budget(id, tier, space);
         }
         Ok(())
+    }
+
+    /// Fills up the room that is kept for state, and says so when others leave too little of it.
+    pub fn keep_room_for_state(&self) {
+        let path = self.tiers[0].device.path();
+        let lacking = match self.state.keep_room(self.geometry().size_bytes()) {
+            Err(error) => Some(error.to_string()),
+            Ok(()) if self.state.reserve().status().is_whole() => None,
+            Ok(()) => Some(format!("others fill the filesystem of {path}, and what is kept there for the volume's own state goes; make room there")),
+        };
+        match lacking {
+            Some(why) => self.degrade(ROOM_FOR_STATE, why),
+            None => self.restore_health(ROOM_FOR_STATE),
+        }
+        match self.state.reserve().is_short() {
+            true => self.degrade(WRITES, format!("refused (ENOSPC) until there is room on the filesystem of {path}")),
+            false => self.restore_health(WRITES),
+        }
     }
 
     /// Adopting: the file's bytes already lie in its object on `tier`; `data` names the ranges that are not holes. Durable after a checkpoint.

@@ -82,6 +82,7 @@ impl Volume {
     /// Plain fallocate: promises space, grows the file unless `keep_size`.
     pub fn allocate(&self, file: &Arc<File>, offset: u64, len: u64, keep_size: bool) -> Result<()> {
         let end = range_end(offset, len)?;
+        self.check_room_for_state()?;
         let promise = || {
             let mut inner = file.write();
             let promised = self.promise_holes(&mut inner, offset, end)?;

@@ -3,6 +3,7 @@
 
 use super::blockmap::Place;
 use super::changes::{ChangeMap, row_is_needed};
+use super::reserve::Reserve;
 use crate::device::{BackingFile, Device, OpenMode};
 use crate::error::{Error, Result};
 use crate::log::RedoPoint;
@@ -18,6 +19,8 @@ use uuid::Uuid;
 
 const PATH: &str = "state.redb";
 const CACHE_BYTES: usize = 8 << 20;
+/// A log of so many bytes changes at most one byte of state, where it is not all of state anyhow.
+const LOG_PER_RESERVE: u64 = 64;
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const FILES: TableDefinition<u64, &[u8; FILE_ROW_LEN]> = TableDefinition::new("files");
 const MAP: TableDefinition<(u64, u32), &[u8; MAP_CHUNK_BLOCKS]> = TableDefinition::new("map");
@@ -176,6 +179,8 @@ pub struct State {
     /// None only while it is dropped.
     db: Option<Database>,
     path: String,
+    file: Arc<dyn BackingFile>,
+    reserve: Arc<Reserve>,
 }
 
 impl Drop for State {
@@ -190,6 +195,7 @@ impl Drop for State {
 
 struct Backend {
     file: Arc<dyn BackingFile>,
+    reserve: Arc<Reserve>,
 }
 
 impl std::fmt::Debug for Backend {
@@ -207,13 +213,13 @@ impl StorageBackend for Backend {
         if read == out.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+        self.reserve.with_room(|| self.file.set_len(len))
     }
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(data, offset)
+        self.reserve.with_room(|| self.file.write_all_at(data, offset))
     }
 }
 
@@ -243,15 +249,28 @@ impl State {
         if empty && !create {
             return Err(Error::State { path, why: "the file is empty".to_string() });
         }
+        let reserve = Arc::new(Reserve::open(device).map_err(|e| Error::io("open the reserve beside", &path, e))?);
+        let backend = Backend { file: file.clone(), reserve: reserve.clone() };
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
         let opened =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.create_with_backend(Backend { file })));
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.create_with_backend(backend)));
         match opened {
-            Ok(Ok(db)) => Ok(State { db: Some(db), path }),
+            Ok(Ok(db)) => Ok(State { db: Some(db), path, file, reserve }),
             Ok(Err(error)) => Err(Error::State { path, why: error.to_string() }),
             Err(_) => Err(Error::State { path, why: "the database is damaged beyond reading".to_string() }),
         }
+    }
+
+    pub fn reserve(&self) -> &Reserve {
+        &self.reserve
+    }
+
+    /// Keeps as much room as one transaction may take of a log of `log_bytes`: not much where little can change, and never more than all of state.
+    pub fn keep_room(&self, log_bytes: u64) -> Result<()> {
+        let len = self.file.len().map_err(|e| Error::io("read length of", &self.path, e))?;
+        let kept = self.reserve.keep((log_bytes / LOG_PER_RESERVE).max(len / 2));
+        kept.map_err(|e| Error::io("keep room beside", &self.path, e))
     }
 
     fn db(&self) -> Result<&Database> {

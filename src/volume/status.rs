@@ -1,5 +1,6 @@
 //! What the engine tells about itself: plain structs for `status`, `tiers`, `top` and the metrics.
 
+use super::reserve::ReserveStatus;
 use crate::units::WallNs;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +30,9 @@ pub struct VolumeStatus {
     /// As long as it was rolled back and may still be what it was before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackStatus>,
+    /// Room on the fastest tier's filesystem that is kept for the volume's own state.
+    #[serde(default)]
+    pub state_reserve: ReserveStatus,
     /// When pages changed last: what incremental snapshots go by.
     #[serde(default)]
     pub change_memory_bytes: u64,

@@ -151,6 +151,7 @@ impl Volume {
     }
 
     fn maintain_once(&self, idle: bool, checkpoint_time: bool) -> Result<()> {
+        self.keep_room_for_state();
         // A tier that cannot say what it has left keeps its last budget; the log is drained all the same.
         match self.refresh_budgets() {
             Ok(()) => self.restore_health("budgets"),

@@ -2,6 +2,7 @@
 //! the volume, a broken tier only degrades it.
 
 use crate::harness::{BLOCK, FILES, Harness, Model, Op, Random, options, tiers};
+use heatfs::device::Device;
 use heatfs::device::sim::{Fault, SimWorld, Survival};
 use heatfs::error::{Error, Result};
 use heatfs::units::{BlockNo, FileId, TierId};
@@ -385,6 +386,55 @@ fn a_writer_without_room_is_told_so_whatever_a_checkpoint_meets() {
         }
     };
     assert!(matches!(refused, Error::NoSpace | Error::LogFull), "{refused}");
+}
+
+/// Others fill the filesystem of the fastest tier to the last byte: writers hear ENOSPC while there is still room for what state has to
+/// note, so that the volume never stops; what was acknowledged is there, and with room again writes go on (R22).
+#[test]
+fn r22_a_filesystem_that_others_fill_does_not_stop_the_volume() {
+    const PER_CHUNK: u64 = BLOCK * heatfs::ondisk::rows::MAP_CHUNK_BLOCKS as u64;
+    let harness = opened(15);
+    write(&harness, 0, 0, 1, BLOCK as usize).expect("writes");
+    settle(&harness);
+    let disk = harness.world.device("nvme");
+    let space = disk.space().expect("is told");
+    disk.set_capacity(space.total_bytes - space.available_bytes);
+    let volume = harness.volume();
+    // Each makes a row of state that was not there before.
+    let mut acknowledged = 0;
+    let refused = loop {
+        assert!(acknowledged < 100_000, "state takes its room from somewhere else");
+        match write(&harness, 1, acknowledged * PER_CHUNK, 7, 100) {
+            Ok(()) => sync(&harness, 1).expect("what was taken can be made durable"),
+            Err(error) => break error,
+        }
+        acknowledged += 1;
+        if acknowledged % 64 == 0 {
+            volume.checkpoint().expect("state has room");
+            volume.keep_room_for_state();
+        }
+    };
+    assert!(matches!(refused, Error::NoSpace), "{refused}");
+    volume.checkpoint().expect("and for what the log holds, too");
+    volume.keep_room_for_state();
+    assert!(!read_only(volume));
+    let degraded = volume.status().degraded;
+    assert!(degraded.iter().any(|line| line.contains("make room")), "{degraded:?}");
+    assert!(degraded.iter().any(|line| line.starts_with("writes: refused")), "{degraded:?}");
+    let check = |harness: &Harness| {
+        assert_eq!(read(harness, 0, 0, BLOCK as usize), vec![1; BLOCK as usize]);
+        for at in (0..acknowledged).step_by(97).chain([acknowledged - 1]) {
+            assert_eq!(read(harness, 1, at * PER_CHUNK, 100), vec![7; 100]);
+        }
+    };
+    check(&harness);
+    check(&Harness::open(harness.world.recover(Survival::None), harness.ids.clone()).expect("opens on a full disk"));
+    disk.set_capacity(1 << 40);
+    volume.keep_room_for_state();
+    write(&harness, 2, 50, 8, 100).expect("writes go on");
+    let degraded = volume.status().degraded;
+    assert!(!degraded.iter().any(|line| line.contains("make room") || line.starts_with("writes")), "{degraded:?}");
+    check(&harness);
 }
 
 /// A log that nothing can drain gives a writer a clear error within a bound, with and without threads; it never hangs.
