@@ -422,7 +422,9 @@ impl Volume {
         let lacking = match self.state.keep_room(self.geometry().size_bytes()) {
             Err(error) => Some(error.to_string()),
             Ok(()) if self.state.reserve().status().is_whole() => None,
-            Ok(()) => Some(format!("others fill the filesystem of {path}, and what is kept there for the volume's own state goes; make room there")),
+            Ok(()) => Some(format!(
+                "others fill the filesystem of {path}, and what is kept there for the volume's own state goes; make room there"
+            )),
         };
         match lacking {
             Some(why) => self.degrade(ROOM_FOR_STATE, why),
