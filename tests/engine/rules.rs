@@ -1,13 +1,13 @@
 //! One test for each rule of the design that can be shown below FUSE and is not the subject of another file here (R7: `damage`, R8, I5, I10: `faults`).
 
-use crate::harness::{BLOCK, Harness, options, tiers};
+use crate::harness::{BLOCK, Harness, Random, options, tiers};
 use heatfs::device::Device;
 use heatfs::device::sim::{SimWorld, Survival};
 use heatfs::error::Error;
 use heatfs::tier::objects::object_path;
 use heatfs::units::{BlockNo, FileId, TierId, WallNs};
 use heatfs::volume::{File, Seek, Volume, Wait};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -388,6 +388,35 @@ fn coalescing_in_place_writes_only_what_changed() {
     let after = harness.world.device("hdd").traffic();
     assert_eq!((after.writes - before.writes, after.written_bytes - before.written_bytes), (2, 8192));
     assert_eq!(after.reads - before.reads, 1, "only the page that was not covered whole is read");
+}
+
+/// R23: in whatever order pages were written, a slow tier gets them file by file and each file from its beginning.
+#[test]
+fn r23_a_slow_tier_is_drained_in_the_order_of_its_files() {
+    const BLOCKS: u64 = 16;
+    const PAGES: u64 = BLOCKS * BLOCK / 4096;
+    let harness = opened(23);
+    for n in 0..3 {
+        write(&harness, n, 0, 1, BLOCKS * BLOCK);
+        settle(&harness);
+        assert_eq!(harness.volume().move_run(&file(&harness, n), BlockNo(0), BLOCKS, HDD).expect("moves"), BLOCKS);
+    }
+    harness.volume().checkpoint().expect("checkpoints");
+    let disk = harness.world.device("hdd");
+    disk.take_written();
+    let (mut random, mut rounds) = (Random(23), BTreeMap::new());
+    for _ in 0..2000 {
+        let n = usize::try_from(random.below(3)).expect("small");
+        write(&harness, n, random.below(PAGES) * 4096, 2, 4096);
+        for written in disk.take_written() {
+            rounds.entry(written.syncs).or_insert_with(Vec::new).push((written.inode, written.offset));
+        }
+    }
+    assert!(rounds.len() > 5, "the log was drained {} times", rounds.len());
+    assert!(rounds.values().any(|places| places.len() > 10), "many pages at a time: {rounds:?}");
+    for places in rounds.values() {
+        assert!(places.is_sorted(), "{places:?}");
+    }
 }
 
 /// R24: a mover's call is at most 256 KiB, whatever is asked for.

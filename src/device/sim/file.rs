@@ -2,7 +2,7 @@
 
 use super::content::{Content, Piece};
 use super::inode::{Change, Inode};
-use super::{Disk, Kind, SECTOR, Start, World, eio, enospc};
+use super::{Disk, Kind, SECTOR, Start, World, Written, eio, enospc};
 use crate::device::{BackingFile, OpenMode};
 use crate::units::{PAGE, PAGE_BYTES};
 use parking_lot::Mutex;
@@ -86,6 +86,8 @@ impl BackingFile for SimFile {
         disk.reserve(new_pages as u64)?;
         disk.traffic.writes += 1;
         disk.traffic.written_bytes += written as u64;
+        let (inode, syncs) = (self.inode, disk.traffic.syncs);
+        disk.written.iter_mut().for_each(|list| list.push(Written { syncs, inode, offset, bytes: written as u64 }));
         let durable = self.mode.dsync && !matches!(start, Start::Crashing);
         disk.alter(self.inode, |file| {
             file.heal(offset..offset + written as u64);

@@ -67,6 +67,17 @@ pub struct Traffic {
     pub syncs: u64,
 }
 
+/// A write that reached a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Written {
+    /// Syncs of the device before it.
+    pub syncs: u64,
+    /// Which file: numbered in the order in which they were made.
+    pub inode: u64,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
 /// Simulated devices with one operation counter and one fate. Cloning gives another handle on the same world.
 #[derive(Clone)]
 pub struct SimWorld {
@@ -97,6 +108,8 @@ struct Disk {
     used_pages: u64,
     capacity_bytes: Option<u64>,
     traffic: Traffic,
+    /// None: nobody wants to know.
+    written: Option<Vec<Written>>,
     reads_fail: bool,
     writes_fail: bool,
     syncs_fail: bool,
@@ -344,6 +357,11 @@ impl SimDevice {
             disk.inode(inode).bad.push(offset..offset + len);
             Ok(())
         })
+    }
+
+    /// Every write since this was called first or last.
+    pub fn take_written(&self) -> Vec<Written> {
+        self.disk(|disk| disk.written.replace(Vec::new())).unwrap_or_default()
     }
 
     pub fn traffic(&self) -> Traffic {
