@@ -141,10 +141,7 @@ impl Volume {
                 .map(|applied| applied.file)
                 .collect();
             let names_went = tier == TierId::FASTEST && frozen.names_went;
-            if let Err(error) = self.sync_tier(tier, &files, names_went) {
-                self.degrade(&format!("tier {}", self.tier_name(tier)), error.to_string());
-                return Err(error);
-            }
+            self.sync_tier(tier, &files, names_went)?;
         }
         let mut meta = self.meta.lock().clone();
         meta.redo = self.log.redo_point(frozen.redo_segment);
@@ -179,9 +176,15 @@ impl Volume {
         } else {
             self.sync_singly(tier, files, &fresh)
         };
-        if synced.is_err() {
-            objects.put_back_fresh(fresh);
-            self.unapply_after_sync_error(tier);
+        // A write that succeeds says nothing about syncs.
+        let subject = format!("syncs of tier {}", self.tier_name(tier));
+        match &synced {
+            Ok(()) => self.restore_health(&subject),
+            Err(error) => {
+                self.degrade(&subject, error.to_string());
+                objects.put_back_fresh(fresh);
+                self.unapply_after_sync_error(tier);
+            }
         }
         synced
     }

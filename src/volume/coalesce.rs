@@ -442,15 +442,17 @@ impl Volume {
         blocks
     }
 
-    /// Coalesces everything that is durable now (settle). `progress` hears (blocks done, blocks in all).
+    /// Coalesces everything that was written before the call (settle); what is written meanwhile may stay. `progress` hears (blocks done, blocks in all).
     pub fn coalesce_all(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        self.sync_log()?;
+        let asked_for = self.log.durable_address();
         for _ in 0..8 {
             self.sync_log()?;
             let files: Vec<Arc<File>> = self.files.read().values().cloned().collect();
             let mut blocks = Vec::new();
             for file in &files {
                 let inner = file.read();
-                for extent in inner.overlay.iter() {
+                for extent in inner.overlay.iter().filter(|extent| extent.source.address() < asked_for) {
                     let (from, to) = (self.block_of(extent.start), self.block_of(extent.end - 1));
                     blocks.extend((from.0..=to.0).map(|block| (file.id(), BlockNo(block))));
                 }

@@ -223,6 +223,8 @@ fn a_move_whose_sync_failed_is_taken_back() {
     harness.world.device("hdd").break_syncs(true);
     harness.volume().checkpoint().expect_err("the sync of the disk fails");
     harness.world.device("hdd").break_syncs(false);
+    let degraded = harness.volume().status().degraded;
+    assert!(degraded.iter().any(|line| line.starts_with("syncs of tier hdd")), "{degraded:?}");
     assert_eq!(harness.volume().block_map(&file)[0].2, Some(TierId(0)), "the block is back where durable state has it");
     let mut expected = vec![9; BLOCK as usize];
     expected[100..150].fill(8);

@@ -419,6 +419,22 @@ fn r23_a_slow_tier_is_drained_in_the_order_of_its_files() {
     }
 }
 
+/// Who settles waits for what was written before, not for a writer to rest.
+#[test]
+fn settling_ends_while_somebody_writes() {
+    let harness = opened(24);
+    write(&harness, 0, 0, 1, BLOCK);
+    let mut written = 0;
+    let settled = harness.volume().coalesce_all(&mut |_, _| {
+        write(&harness, 1, written * BLOCK, 2, 4096);
+        written += 1;
+    });
+    settled.expect("what was there is coalesced");
+    assert!(written > 0);
+    let tier = harness.volume().block_map(&file(&harness, 0)).first().and_then(|run| run.2);
+    assert_eq!(tier, Some(NVME), "what was written before has an image");
+}
+
 /// R24: a mover's call is at most 256 KiB, whatever is asked for.
 #[test]
 fn a_move_is_bounded() {
