@@ -143,6 +143,12 @@ fn a_damaged_payload_is_an_error_to_its_reader_alone() {
             findings.iter().any(|f| f.severity == Severity::Damage && f.what.contains(&group.path)),
             "{findings:?}"
         );
+        let degraded = harness.volume().status().degraded;
+        let named = format!("file {}", ids[0]);
+        assert!(degraded.iter().any(|line| line.starts_with(&named)), "{degraded:?}");
+        harness.volume().write(&file, at, &[9; 8192], Wait::Allowed).expect("what was there is given up");
+        harness.volume().coalesce_all(&mut |_, _| {}).expect("and the log is drained again");
+        assert!(harness.volume().status().degraded.is_empty());
     }
 }
 

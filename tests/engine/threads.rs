@@ -209,3 +209,25 @@ fn concurrent_syncs_are_answered_and_durable() {
         volume.shut_down().expect("ends");
     });
 }
+
+/// What nobody syncs is durable soon, by a timer of 100 ms: no program that only writes loses more than that.
+#[test]
+fn what_nobody_syncs_becomes_durable_by_itself() {
+    assert!(heatfs::log::FLUSH_INTERVAL <= Duration::from_millis(100));
+    let harness = Harness::new(SimWorld::new(77)).expect("opens");
+    let volume = harness.volume();
+    volume.start_threads().expect("threads start");
+    let file = volume.file(harness.ids[0]).expect("known");
+    volume.write(&file, 100, &[5; 6000], Wait::Allowed).expect("writes");
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while volume.status().counters.log_groups == 0 {
+        assert!(std::time::Instant::now() < deadline, "nobody wrote the log");
+        std::thread::yield_now();
+    }
+    let again = Harness::open(harness.world.recover(Survival::None), harness.ids.clone()).expect("opens");
+    let file = again.volume().file(harness.ids[0]).expect("known");
+    let mut bytes = vec![0; 6000];
+    again.volume().read(&file, 100, &mut bytes, Wait::Allowed).expect("reads");
+    assert_eq!(bytes, vec![5; 6000]);
+    volume.shut_down().expect("ends");
+}
