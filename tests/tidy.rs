@@ -18,7 +18,7 @@ const ROWS: &[&[&str]] = &[
     &["log", "tier", "repository"],
     &["ondisk"],
     &["device"],
-    &["units", "error"],
+    &["units", "error", "sync"],
 ];
 
 /// Imports within a row.

@@ -18,7 +18,7 @@ use crate::ondisk::note::{MARKER_LEN, Marker};
 use crate::ondisk::rows::{FileRow, MAP_CHUNK_BLOCKS};
 use crate::tier::objects::Objects;
 use crate::units::{BlockNo, FileId, Lsn, PAGE_BYTES, TierId, WallNs};
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -237,8 +237,6 @@ impl Volume {
             closed: AtomicBool::new(false),
             after_crash: false,
             maintenance: threads::Maintenance::default(),
-            wake: Condvar::new(),
-            wake_lock: Mutex::default(),
         }
     }
 
@@ -422,7 +420,9 @@ impl Volume {
         let lacking = match self.state.keep_room(self.geometry().size_bytes()) {
             Err(error) => Some(error.to_string()),
             Ok(()) if self.state.reserve().status().is_whole() => None,
-            Ok(()) => Some(format!("others fill the filesystem of {path}, and what is kept there for the volume's own state goes; make room there")),
+            Ok(()) => Some(format!(
+                "others fill the filesystem of {path}, and what is kept there for the volume's own state goes; make room there"
+            )),
         };
         match lacking {
             Some(why) => self.degrade(ROOM_FOR_STATE, why),
