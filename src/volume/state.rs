@@ -253,8 +253,7 @@ impl State {
         let backend = Backend { file: file.clone(), reserve: reserve.clone() };
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
-        let opened =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.create_with_backend(backend)));
+        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.create_with_backend(backend)));
         match opened {
             Ok(Ok(db)) => Ok(State { db: Some(db), path, file, reserve }),
             Ok(Err(error)) => Err(Error::State { path, why: error.to_string() }),
