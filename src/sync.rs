@@ -1,7 +1,7 @@
 //! What threads meet at: locks, atomics, threads.
 //!
-//! Rooms whose interleavings are checked take them from here and nowhere else: `tests/interleavings` compiles the same sources once more with
-//! primitives in this place whose schedule it decides.
+//! What is checked in every interleaving takes them from here and nowhere else (`tests/tidy.rs`): `tests/interleavings` compiles the same
+//! sources once more with primitives in this place whose schedule it decides.
 
 pub use parking_lot::{Condvar, Mutex, RwLock};
 pub use std::sync::atomic;
