@@ -12,7 +12,7 @@
 //!   log, tier, repository  the write log; tier identity and object files; snapshots as content-addressed objects
 //!   ondisk               every format, with its golden bytes
 //!   device               backing files behind one small trait: the real one and a simulated one
-//!   units, error         ids, units, the error type
+//!   units, error, sync   ids, units, the error type; locks and atomics
 //! ```
 //!
 //! Imports run downwards only (`tests/tidy.rs` holds the ranks).
@@ -40,6 +40,7 @@ pub mod namespace;
 pub mod ondisk;
 pub mod policy;
 pub mod repository;
+pub mod sync;
 pub mod tier;
 pub mod units;
 pub mod volume;

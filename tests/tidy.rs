@@ -18,7 +18,7 @@ const ROWS: &[&[&str]] = &[
     &["log", "tier", "repository"],
     &["ondisk"],
     &["device"],
-    &["units", "error"],
+    &["units", "error", "sync"],
 ];
 
 /// Imports within a row.
@@ -49,6 +49,10 @@ const UNSAFE: Seams = &[
     ("src/device/sys_home.rs", "system calls on home"),
     ("src/device/sys_uring.rs", "memory shared with the kernel"),
 ];
+
+/// What `tests/interleavings` runs: rooms, and single files.
+const CHECKED: &[&str] =
+    &["src/log/", "src/volume/claims.rs", "src/volume/readers.rs", "src/volume/wake.rs", "src/fuse/pool.rs"];
 
 /// Names that say nothing, and names of crates that a module of the same name would hide.
 const FORBIDDEN_NAMES: &[&str] =
@@ -100,6 +104,15 @@ fn files_and_clocks_are_reached_through_their_seams() {
 #[test]
 fn async_stays_in_the_control_plane() {
     verdict(|source| outside(source, ASYNC, &word_lines(source, "tokio"), "tokio"), "See ASYNC in tests/tidy.rs.");
+}
+
+#[test]
+fn what_is_run_in_every_order_hides_no_primitive() {
+    let checked = root().join("tests/interleavings/main.rs");
+    let checked = std::fs::read_to_string(checked).expect("tests/interleavings/main.rs");
+    let missing: Vec<_> = CHECKED.iter().filter(|path| !checked.contains(&format!("\"../../{path}"))).collect();
+    assert!(missing.is_empty() && checked.matches("../../src/").count() == CHECKED.len(), "other than {CHECKED:?}");
+    verdict(hidden_primitives, "Take it from `crate::sync`, where tests/interleavings can put its own.");
 }
 
 #[test]
@@ -283,6 +296,15 @@ fn operating_system(source: &Source) -> Vec<String> {
     let mut breaches = outside(source, FILESYSTEM, &files, "`std::fs`");
     breaches.extend(outside(source, CLOCKS, &clocks, "a clock"));
     breaches
+}
+
+fn hidden_primitives(source: &Source) -> Vec<String> {
+    if !CHECKED.iter().any(|path| source.path.starts_with(path)) {
+        return Vec::new();
+    }
+    let hidden = ["parking_lot", "std::thread", "std::sync::atomic", "std::sync::Mutex", "std::sync::Condvar"];
+    let lines = hidden.iter().flat_map(|name| word_lines(source, name)).filter(|line| !source.is_test(*line));
+    lines.map(|line| source.breach(line, "a primitive past `crate::sync`")).collect()
 }
 
 fn glob_imports(source: &Source) -> Vec<String> {
@@ -545,6 +567,8 @@ fn every_rule_catches_its_breach() {
         (operating_system, "src/volume/mod.rs", "let x = Instant::now();", 1),
         (operating_system, "src/fuse/mod.rs", "fn f(x: SystemTime) {}", 1),
         (glob_imports, "src/log/mod.rs", "use super::*;", 1),
+        (hidden_primitives, "src/log/mod.rs", "use std::sync::atomic::AtomicU64;", 1),
+        (hidden_primitives, "src/volume/claims.rs", "x: parking_lot::Mutex<u8>", 1),
         (empty_names, "src/log/utils.rs", "", 1),
         (empty_names, "src/log/mod.rs", "mod helpers {}", 1),
         (unfinished, "src/log/mod.rs", "// TODO: more", 1),
@@ -578,6 +602,8 @@ fn no_rule_catches_what_is_allowed() {
         ),
         (operating_system, "src/log/mod.rs", "#[cfg(test)]\nmod tests {\n use std::fs;\n}\nfn f(x: Instant) {}"),
         (glob_imports, "src/log/mod.rs", "#[cfg(test)]\nmod tests {\n use super::*;\n}"),
+        (hidden_primitives, "src/volume/mod.rs", "use parking_lot::Mutex;"),
+        (hidden_primitives, "src/log/mod.rs", "use crate::sync::{Mutex, atomic::AtomicU64}; use std::sync::Arc;"),
         (unfinished, "src/volume/mod.rs", "fn f(todo: u8) { let x = \"todo!()\"; }"),
         (unwraps, "src/log/tests.rs", "x.unwrap();"),
         (unwraps, "src/log/mod.rs", "x.unwrap_or(1); // .unwrap()\n#[test]\nfn f() {\n x.unwrap();\n}"),

@@ -3,10 +3,10 @@
 //! Threads are made when a job finds none idle, up to a limit, and stay. The queue is bounded; a worker that finds it full waits, which
 //! is the last resort of backpressure: it takes as many waiting requests as slots and queue together to get there.
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -50,7 +50,7 @@ impl Pool {
         }
         if state.idle <= state.jobs.len() && state.threads.len() < self.threads_max {
             let shared = Arc::clone(&self.shared);
-            match std::thread::Builder::new().name(self.name.to_owned()).spawn(move || shared.serve()) {
+            match thread::Builder::new().name(self.name.to_owned()).spawn(move || shared.serve()) {
                 Ok(thread) => state.threads.push(thread),
                 Err(error) if state.threads.is_empty() => {
                     tracing::warn!("cannot start a thread {}: {error}", self.name);

@@ -1,11 +1,11 @@
 //! Recent groups in memory: the log's own buffers, kept after they are written until the budget asks for their room.
 
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::units::PAGE;
 use bytes::{Buf, BytesMut};
-use parking_lot::{Mutex, RwLock};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Memory is taken in pieces of this size, in bytes, and handed to one group after the other: groups differ in size, and one allocation for each
 /// would leave holes as large as the cache itself.

@@ -5,8 +5,8 @@ use crate::device::clock;
 use crate::error::{Error, Result};
 use crate::ondisk::group::GroupHeader;
 use crate::ondisk::summary;
+use crate::sync::atomic::Ordering;
 use crate::units::{Lsn, PAGE, PAGE_BYTES};
-use std::sync::atomic::Ordering;
 
 impl Log {
     /// Writes groups while somebody waits for them. The caller has set `in_flight`.
@@ -166,7 +166,13 @@ impl Log {
         loop {
             let mut state = self.state.lock();
             if state.stop {
+                // From here on leaders leave nothing to this thread; what one has left to it already is still its to do.
                 state.committer = false;
+                if !state.in_flight && !state.waiters.is_empty() {
+                    state.in_flight = true;
+                    drop(state);
+                    self.lead();
+                }
                 return;
             }
             let busy = state.in_flight;

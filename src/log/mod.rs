@@ -29,12 +29,12 @@ use crate::device::{BackingFile, Device};
 use crate::error::{Error, Result};
 use crate::ondisk::group::{FLAG_LET_DIE, GroupHeader, RecordHeader, RecordKind};
 use crate::ondisk::summary;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, RwLock};
 use crate::units::{FileId, Lsn, PAGE, PAGE_BYTES};
 use cache::{Group, PayloadCache};
-use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use uuid::Uuid;
 

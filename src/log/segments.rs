@@ -4,9 +4,9 @@ use super::{Chain, Geometry, Log, RedoPoint};
 use crate::device::{AlignedBuf, BackingFile, Device, OpenMode};
 use crate::error::{Error, Result};
 use crate::ondisk::summary::Trailer;
+use crate::sync::atomic::Ordering;
 use crate::units::{PAGE, PAGE_BYTES};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 pub(super) fn slot_path(slot: u32) -> String {
     format!("log/{slot:05}.seg")

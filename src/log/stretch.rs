@@ -6,8 +6,8 @@
 use super::Log;
 use crate::device::AlignedBuf;
 use crate::error::{Error, Result};
+use crate::sync::atomic::Ordering;
 use crate::units::{PAGE, PAGE_BYTES};
-use std::sync::atomic::Ordering;
 
 /// How much is read at once, in bytes, for whoever reads on.
 const STRETCH_BYTES: u64 = 256 * 1024;

@@ -4,8 +4,8 @@
 //! block since before it was read. A claim therefore takes the image away; the mover, who asks for it, gets it, and so promotes
 //! what a reader has just waited for without a second read of the slow device.
 
+use crate::sync::Mutex;
 use crate::units::{BlockNo, FileId, TierId};
-use parking_lot::Mutex;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 

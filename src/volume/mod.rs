@@ -56,6 +56,7 @@ mod state;
 mod status;
 mod sweep;
 mod threads;
+mod wake;
 
 pub use asof::FileAt;
 pub use blockmap::{Home, Place};
@@ -79,7 +80,7 @@ use crate::tier::objects::Objects;
 use crate::units::{BlockNo, FileId, TierId, WallNs};
 use claims::Claim;
 use overlay::{Extent, Ledger};
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 use state::StoredFile;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -232,8 +233,6 @@ pub struct Volume {
     /// The last mount did not end in order.
     after_crash: bool,
     maintenance: threads::Maintenance,
-    wake: Condvar,
-    wake_lock: Mutex<threads::Wake>,
 }
 
 /// Taken before a base is written, compared when the block is flipped.

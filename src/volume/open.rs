@@ -18,7 +18,7 @@ use crate::ondisk::note::{MARKER_LEN, Marker};
 use crate::ondisk::rows::{FileRow, MAP_CHUNK_BLOCKS};
 use crate::tier::objects::Objects;
 use crate::units::{BlockNo, FileId, Lsn, PAGE_BYTES, TierId, WallNs};
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -237,8 +237,6 @@ impl Volume {
             closed: AtomicBool::new(false),
             after_crash: false,
             maintenance: threads::Maintenance::default(),
-            wake: Condvar::new(),
-            wake_lock: Mutex::default(),
         }
     }
 

@@ -4,9 +4,9 @@
 //! Two counters and an epoch: a reader counts itself under the current epoch, a destroyer advances the epoch and waits for the old
 //! counter to reach zero. Readers never wait.
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 #[derive(Default)]

@@ -1,5 +1,6 @@
 //! The engine's own threads: the log's committer, and maintenance, which keeps log room free and checkpoints.
 
+use super::wake::Wake;
 use super::{Activity, LogLoad, Volume};
 use crate::device::clock;
 use crate::error::{Error, Result};
@@ -22,7 +23,8 @@ const IDLE_BLOCKS: usize = 512;
 #[derive(Default)]
 pub(super) struct Maintenance {
     running: AtomicBool,
-    stop: AtomicBool,
+    /// Wakes and stops it.
+    pub wake: Wake,
     /// Goes up with every round: what a watchdog looks at.
     rounds: AtomicU64,
     handles: Mutex<Vec<JoinHandle<()>>>,
@@ -34,7 +36,7 @@ impl Maintenance {
     }
 
     pub fn is_stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
+        self.wake.is_stopping()
     }
 }
 
@@ -45,11 +47,6 @@ pub(super) enum Drain {
     SlowTiers,
     /// Whatever holds the oldest segments back.
     Oldest,
-}
-
-#[derive(Default)]
-pub(super) struct Wake {
-    pending: bool,
 }
 
 impl Volume {
@@ -86,8 +83,7 @@ impl Volume {
     }
 
     pub(super) fn stop_threads(&self) {
-        self.maintenance.stop.store(true, Ordering::Release);
-        self.wake_maintenance();
+        self.maintenance.wake.stop();
         self.log.stop();
         for handle in std::mem::take(&mut *self.maintenance.handles.lock()) {
             if handle.join().is_err() {
@@ -103,8 +99,7 @@ impl Volume {
     }
 
     pub(super) fn wake_maintenance(&self) {
-        self.wake_lock.lock().pending = true;
-        self.wake.notify_one();
+        self.maintenance.wake.call();
     }
 
     fn maintain(&self) {
@@ -112,13 +107,8 @@ impl Volume {
         let mut last_writes = 0;
         let mut last_reads = 0;
         let mut quiet_ticks = 0;
-        while !self.maintenance.stop.load(Ordering::Acquire) {
-            let mut wake = self.wake_lock.lock();
-            if !wake.pending {
-                self.wake.wait_for(&mut wake, TICK);
-            }
-            wake.pending = false;
-            drop(wake);
+        while !self.maintenance.is_stopping() {
+            self.maintenance.wake.wait(TICK);
             self.maintenance.rounds.fetch_add(1, Ordering::Relaxed);
             if self.log.failure().is_some() {
                 continue;
@@ -136,18 +126,12 @@ impl Volume {
             }
             if let Err(error) = result {
                 self.degrade("maintenance", error.to_string());
-                self.rest_a_tick();
+                // A device that refuses now will refuse at once again.
+                self.maintenance.wake.rest(clock::monotonic_now() + TICK);
             } else {
                 self.restore_health("maintenance");
             }
         }
-    }
-
-    /// A device that refuses now will refuse at once again: leaves it a tick, whoever calls meanwhile.
-    fn rest_a_tick(&self) {
-        let until = clock::monotonic_now() + TICK;
-        let mut wake = self.wake_lock.lock();
-        while !self.maintenance.is_stopping() && !self.wake.wait_until(&mut wake, until).timed_out() {}
     }
 
     fn maintain_once(&self, idle: bool, checkpoint_time: bool) -> Result<()> {
