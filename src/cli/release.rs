@@ -21,6 +21,7 @@ pub(super) fn run(volume: &Choice, request: &Release, as_json: bool) -> Result<(
     };
     let plan = ReleasePlan {
         directory,
+        elsewhere: request.to.is_some(),
         tiers: tier_plans(&settings)?,
         origin: request.origin.clone(),
         accept_untrusted: request.accept_untrusted,

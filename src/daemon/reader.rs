@@ -75,6 +75,18 @@ impl Section {
         }
     }
 
+    /// A text that no message repeats.
+    pub(super) fn secret(&mut self, key: &str) -> Result<Option<String>> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value { kind: ValueKind::String(text), .. }) => Ok(Some(text)),
+            Some(other) => {
+                let origin = other.origin().unwrap_or("settings");
+                Err(Error::Invalid(format!("{origin}: {}{key}: a text in quotes is wanted", self.prefix)))
+            }
+        }
+    }
+
     /// A text that becomes part of file and unit names.
     pub(super) fn name(&mut self, key: &str) -> Result<Option<String>> {
         let Some(text) = self.text(key)? else { return Ok(None) };

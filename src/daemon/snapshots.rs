@@ -102,7 +102,10 @@ fn read_hooks(section: &mut Section) -> Result<HookSettings> {
 fn read_postgresql(section: &mut Section) -> Result<Option<PostgresSettings>> {
     let mut postgresql = section.section("postgresql")?;
     refuse_unknown(&postgresql, "snapshot.postgresql.")?;
-    let (connection, run_as) = (postgresql.text("connection")?, postgresql.text("run_as")?);
+    let (connection, run_as) = (postgresql.secret("connection")?, postgresql.text("run_as")?);
+    if let Some(why) = connection.as_deref().and_then(PostgresSettings::exposed) {
+        return Err(Error::Invalid(format!("snapshot.postgresql.connection: {why}")));
+    }
     let limit = postgresql.span("limit", Duration::from_secs(600), Duration::from_secs(1)..=hours(24))?;
     match connection {
         Some(connection) => Ok(Some(PostgresSettings { connection, run_as, limit })),
@@ -166,6 +169,26 @@ mod tests {
             let line = Settings::parse(&format!("{LEAST}{text}"), &[]).expect_err(text).to_string();
             assert_eq!(line.lines().count(), 1, "{line}");
             assert!(wanted.iter().all(|part| line.contains(part)), "{line} lacks one of {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_in_no_message_about_the_settings() {
+        let with = |line: &str| {
+            Settings::parse(&format!("{LEAST}repository = \"/backup\"\n[snapshot.postgresql]\n{line}\n"), &[])
+        };
+        let taken = with("connection = \"host=a password=s3cret\"").expect("accepted");
+        assert!(!format!("{taken:?}").contains("s3cret"), "{taken:?}");
+        for line in [
+            "connection = [\"host=a password=s3cret\"]",
+            "connection = { password = \"s3cret\" }",
+            "connection = \"host=a password=s3cret",
+            "connection = host=a password=s3cret",
+            "connection = \"host=a password=my s3cret\"",
+            "connection = \"host=a sslpassword=s3cret\"",
+        ] {
+            let told = with(line).expect_err(line).to_string();
+            assert!(!told.contains("s3cret") && told.lines().count() == 1, "{line}: {told}");
         }
     }
 }

@@ -56,11 +56,16 @@ impl RealDevice {
 
     /// As [`RealDevice::open`], for callers that also want to [`RealDevice::probe`] it.
     pub fn at(path: impl AsRef<Path>) -> io::Result<RealDevice> {
-        let path = path.as_ref();
+        RealDevice::named(&path, &path)
+    }
+
+    /// As [`RealDevice::at`], and told of by another path than the one that leads there.
+    pub fn named(path: impl AsRef<Path>, shown: impl AsRef<Path>) -> io::Result<RealDevice> {
+        let (path, shown) = (path.as_ref(), shown.as_ref());
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let dir = nix::fcntl::open(path, flags | OFlag::O_PATH, Mode::empty())?;
         let sync = nix::fcntl::openat(&dir, ".", flags | OFlag::O_RDONLY, Mode::empty())?;
-        Ok(RealDevice { path: path.to_string_lossy().into_owned(), dir, sync, witness: OnceLock::new() })
+        Ok(RealDevice { path: shown.to_string_lossy().into_owned(), dir, sync, witness: OnceLock::new() })
     }
 
     /// Finds out what the backing filesystem can do, with a temporary file of two pages.

@@ -13,6 +13,7 @@ mod build;
 mod moving;
 mod plan;
 
+use super::anchor::Spot;
 use super::backing::{Backing, exists, make_private_dir, remove_tree, rename_durably, sync_dir};
 use super::protect::{self, Protection};
 use super::survey;
@@ -58,19 +59,21 @@ pub struct AdoptReport {
 /// Adopts a directory. A failure before files are renamed is undone. Errors: `Invalid`, `Busy`, `WrongTier` for what speaks against it.
 pub fn adopt(plan: &AdoptPlan, watch: &mut dyn Watch) -> Result<AdoptReport> {
     let checked = plan::check(plan)?;
-    let _locks = checked.backing.lock()?;
-    run(plan, &checked, watch).inspect_err(|_| {
-        if let Err(e) = undo_locked(&checked.backing, &checked.directory) {
-            tracing::warn!("undoing the adoption of {}: {e}", checked.directory.display());
-        }
-    })
+    let adopted = checked.backing.lock().and_then(|_locks| {
+        run(plan, &checked, watch).inspect_err(|_| {
+            if let Err(e) = undo_locked(&checked.backing, &checked.spot) {
+                tracing::warn!("undoing the adoption of {}: {}", checked.spot.shown().display(), checked.named(e));
+            }
+        })
+    });
+    adopted.map_err(|error| checked.named(error))
 }
 
 /// As [`adopt`], but a failure leaves everything as it is, as a crash would.
 pub fn attempt(plan: &AdoptPlan, watch: &mut dyn Watch) -> Result<AdoptReport> {
     let checked = plan::check(plan)?;
-    let _locks = checked.backing.lock()?;
-    run(plan, &checked, watch)
+    let adopted = checked.backing.lock().and_then(|_locks| run(plan, &checked, watch));
+    adopted.map_err(|error| checked.named(error))
 }
 
 fn run(plan: &AdoptPlan, checked: &Checked, watch: &mut dyn Watch) -> Result<AdoptReport> {
@@ -81,7 +84,7 @@ fn run(plan: &AdoptPlan, checked: &Checked, watch: &mut dyn Watch) -> Result<Ado
         }
         None => {
             watch.step("identities")?;
-            let text = checked.directory.to_string_lossy();
+            let text = checked.spot.shown().to_string_lossy();
             initialise(&checked.backing.places, Uuid::new_v4(), &text, checked.origin, Phase::AdoptBuild)?
         }
     };
@@ -92,13 +95,13 @@ fn run(plan: &AdoptPlan, checked: &Checked, watch: &mut dyn Watch) -> Result<Ado
     let (files, bytes) = adoption.finish(&mut id, watch)?;
     Ok(AdoptReport {
         volume: id.volume,
-        directory: checked.directory.clone(),
+        directory: checked.spot.shown().to_owned(),
         origin: checked.backing.name(id.origin).to_owned(),
         files,
         bytes,
         not_covered: checked.not_covered.clone(),
         warnings: checked.warnings.clone(),
-        protection: protect::protection_of(&checked.directory)?,
+        protection: protect::protection_of(&checked.spot)?,
         resumed: checked.unfinished.is_some(),
     })
 }
@@ -146,13 +149,13 @@ impl Adoption<'_> {
 
     /// Renames the directory into its tier, and looks once more for processes that slipped in.
     fn take(&self, watch: &mut dyn Watch) -> Result<()> {
-        let (directory, taken) = (&self.checked.directory, self.taken());
+        let (spot, taken) = (&self.checked.spot, self.taken());
         watch.step("make adopting")?;
         make_private_dir(&self.adopting)?;
         if exists(&taken)? {
-            return refuse_replaced(directory, &taken);
+            return refuse_replaced(spot.shown(), &taken);
         }
-        if !exists(directory)? {
+        if !exists(spot.path())? {
             watch.step("make directory")?;
             let made = self.adopting.join(MADE);
             fs::write(&made, b"").map_err(|e| Error::io("write", made.display().to_string(), e))?;
@@ -160,14 +163,16 @@ impl Adoption<'_> {
             return sync_dir(&self.adopting);
         }
         watch.step("take directory")?;
-        rename_durably(directory, &taken)?;
-        refuse_replaced(directory, &taken)?;
-        survey::refuse_if_used(&self.checked.survey, &taken)
+        rename_durably(spot.path(), &taken)?;
+        refuse_replaced(spot.shown(), &taken)?;
+        // By the path that the kernel tells of those who use it.
+        let told = self.backing().shown(self.checked.origin).join(ADOPTING).join("tree");
+        survey::refuse_if_used(&self.checked.survey, &told)
     }
 
     /// Steps 4 and 5. Returns files and bytes.
     fn finish(&self, id: &mut VolumeIdentity, watch: &mut dyn Watch) -> Result<(u64, u64)> {
-        let (backing, directory) = (self.backing(), &self.checked.directory);
+        let backing = self.backing();
         let (volume, _) = Volume::open(backing.engine_tiers(), self.plan.options.clone())?;
         let done = moving::files(&self.taken(), backing, id, &volume, watch)?;
         watch.step("engine down")?;
@@ -177,7 +182,7 @@ impl Adoption<'_> {
         moving::remove_emptied(&self.taken())?;
         remove_tree(&self.adopting)?;
         self.make_mount_point(watch)?;
-        protect::protect(directory)?;
+        protect::protect(&self.checked.spot)?;
         watch.step("sync")?;
         backing.sync_all()?;
         watch.step("phase: ready")?;
@@ -187,14 +192,13 @@ impl Adoption<'_> {
 
     /// The directory anew, empty, with the old one's owner and label.
     fn make_mount_point(&self, watch: &mut dyn Watch) -> Result<()> {
-        let directory = &self.checked.directory;
+        let spot = &self.checked.spot;
         watch.step("make mount point")?;
-        if exists(directory)? && protect::protection_of(directory)? == Protection::Immutable {
+        if exists(spot.path())? && protect::protection_of(spot)? == Protection::Immutable {
             return Ok(());
         }
-        make_private_dir(directory)?;
         watch.step("mount point attributes")?;
-        give_mount_point_attributes(directory, super::attributes::Attributes::read(&self.backing().tree())?)
+        protect::make_mount_point(spot, super::attributes::Attributes::read(&self.backing().tree())?)
     }
 }
 
@@ -205,17 +209,6 @@ fn refuse_replaced(directory: &Path, taken: &Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::Busy(format!("{} became something else while it was being adopted", directory.display())))
-}
-
-/// Owner, times and label of the root that is to be mounted there; nobody may enter or write.
-pub(super) fn give_mount_point_attributes(
-    directory: &Path,
-    mut attributes: super::attributes::Attributes,
-) -> Result<()> {
-    attributes.mode = 0o500;
-    attributes.drop_acls();
-    attributes.apply(directory)?;
-    directory.parent().map_or(Ok(()), sync_dir)
 }
 
 pub(super) fn make_home(backing: &Backing) -> Result<()> {
@@ -235,14 +228,15 @@ pub(super) fn clear_fastest(backing: &Backing) -> Result<()> {
 
 /// Undoes an adoption that has not begun to rename files; nothing happens in any other phase.
 pub fn undo(plan: &AdoptPlan) -> Result<()> {
-    let backing = Backing::open(&plan.tiers)?;
-    let _locks = backing.lock()?;
-    undo_locked(&backing, &plan::resolve(&plan.directory)?)
+    let backing = Backing::open(&plan.tiers)?.held();
+    let spot = Spot::of(&plan::resolve(&plan.directory)?)?;
+    let undone = backing.lock().and_then(|_locks| undo_locked(&backing, &spot));
+    undone.map_err(|error| backing.named(spot.named(error)))
 }
 
-fn undo_locked(backing: &Backing, directory: &Path) -> Result<()> {
+fn undo_locked(backing: &Backing, spot: &Spot) -> Result<()> {
     let Some(first) = backing.places[0].identity()? else { return backing.remove_stray_locks() };
-    if first.phase != Phase::AdoptBuild || Path::new(&first.directory) != directory {
+    if first.phase != Phase::AdoptBuild || Path::new(&first.directory) != spot.shown() {
         return Ok(());
     }
     let adopting = backing.path(first.origin).join(ADOPTING);
@@ -250,8 +244,8 @@ fn undo_locked(backing: &Backing, directory: &Path) -> Result<()> {
     if exists(&adopting.join(MADE))? {
         remove_tree(&taken)?;
     } else if exists(&taken)? {
-        protect::unprotect(directory)?;
-        rename_durably(&taken, directory)?;
+        protect::unprotect(spot)?;
+        rename_durably(&taken, spot.path())?;
     }
     remove_tree(&adopting)?;
     clear_fastest(backing)?;

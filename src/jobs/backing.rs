@@ -1,5 +1,6 @@
 //! The tiers of a volume as a job sees them: canonical paths on real filesystems.
 
+use super::anchor::Anchor;
 use super::mounts::Mounts;
 use super::survey::read_dir;
 use crate::device::real::{Capabilities, RealDevice};
@@ -40,7 +41,9 @@ pub struct TierPlan {
 /// The tiers of a plan, opened.
 pub(super) struct Backing {
     plans: Vec<TierPlan>,
-    /// Absolute and without symbolic links.
+    /// What the plan's paths led to when it was opened; the devices are these directories, too.
+    anchors: Vec<Anchor>,
+    /// Of each: absolute and without symbolic links, or [`Backing::held`], through its descriptor.
     paths: Vec<PathBuf>,
     pub places: Vec<Place>,
 }
@@ -49,13 +52,13 @@ impl Backing {
     /// Errors: `Invalid` for names and paths that cannot be, `WrongTier` for a path that is missing.
     pub fn open(plans: &[TierPlan]) -> Result<Backing> {
         check_names(plans)?;
-        let listed: Vec<(String, PathBuf)> = plans.iter().map(|t| (t.name.clone(), t.path.clone())).collect();
-        let places = Place::open_all(&listed)?;
-        let mut paths = Vec::with_capacity(plans.len());
+        let (mut anchors, mut places) = (Vec::with_capacity(plans.len()), Vec::with_capacity(plans.len()));
         for plan in plans {
-            let path = fs::canonicalize(&plan.path);
-            paths.push(path.map_err(|e| Error::io("resolve", plan.path.display().to_string(), e))?);
+            let anchor = Anchor::behind(&plan.path).map_err(|e| Place::cannot_open(&plan.name, &plan.path, &e))?;
+            places.push(Place::open(&plan.name, &plan.path, anchor.path())?);
+            anchors.push(anchor);
         }
+        let paths: Vec<PathBuf> = anchors.iter().map(|anchor| anchor.shown().to_owned()).collect();
         for (index, path) in paths.iter().enumerate() {
             for (other, other_path) in paths.iter().enumerate().skip(index + 1) {
                 if path.starts_with(other_path) || other_path.starts_with(path) {
@@ -69,12 +72,28 @@ impl Backing {
                 }
             }
         }
-        Ok(Backing { plans: plans.to_vec(), paths, places })
+        Ok(Backing { plans: plans.to_vec(), anchors, paths, places })
+    }
+
+    /// From here on paths lead through the descriptors of the tiers, wherever their names lead meanwhile. Errors of what is done by them are to be [`Backing::named`].
+    pub fn held(mut self) -> Backing {
+        self.paths = self.anchors.iter().map(|anchor| anchor.path().to_owned()).collect();
+        self
+    }
+
+    /// An error with the tiers' paths as people know them.
+    pub fn named(&self, error: Error) -> Error {
+        self.anchors.iter().fold(error, |error, anchor| anchor.named(error))
+    }
+
+    /// A text with the tiers' paths as people know them.
+    pub fn in_line(&self, line: &str) -> String {
+        self.anchors.iter().fold(line.to_owned(), |line, anchor| anchor.in_line(&line))
     }
 
     /// Refuses a directory that holds a tier or lies in one, of this volume or of another.
     pub fn refuse_overlap(&self, directory: &Path) -> Result<()> {
-        for (plan, path) in self.plans.iter().zip(&self.paths) {
+        for (plan, path) in self.plans.iter().zip(self.anchors.iter().map(Anchor::shown)) {
             if path.starts_with(directory) || directory.starts_with(path) {
                 return Err(Error::Invalid(format!(
                     "tier `{}` at {} and the directory {} overlap: heatfs mounted there would hide its own tier",
@@ -96,6 +115,11 @@ impl Backing {
 
     pub fn path(&self, tier: TierId) -> &Path {
         &self.paths[tier.index()]
+    }
+
+    /// Absolute and without symbolic links, for people and for comparisons.
+    pub fn shown(&self, tier: TierId) -> &Path {
+        self.anchors[tier.index()].shown()
     }
 
     pub fn name(&self, tier: TierId) -> &str {
@@ -205,7 +229,7 @@ impl Backing {
         let (wanted, point) = (device(directory)?, mounts.of(directory));
         let mut found = Vec::new();
         for id in self.ids() {
-            if device(self.path(id))? == wanted && mounts.of(self.path(id)) == point {
+            if device(self.path(id))? == wanted && mounts.of(self.shown(id)) == point {
                 found.push(id);
             }
         }
@@ -215,7 +239,7 @@ impl Backing {
     /// `name at path (on mount), ...` for messages.
     pub fn describe(&self, mounts: &Mounts) -> String {
         let one = |id| {
-            let path = self.path(id);
+            let path = self.shown(id);
             format!("`{}` at {} (filesystem mounted at {})", self.name(id), path.display(), mounts.of(path).display())
         };
         self.ids().map(one).collect::<Vec<_>>().join(", ")

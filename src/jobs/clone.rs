@@ -11,7 +11,8 @@ mod note;
 mod source;
 
 use super::adopt;
-use super::backing::{Backing, TierPlan, exists, make_private_dir, remove_empty_objects};
+use super::anchor::Spot;
+use super::backing::{Backing, TierPlan, exists, remove_empty_objects};
 use super::manifest::Manifest;
 use super::mounts::Mounts;
 use super::plant::attributes;
@@ -72,20 +73,23 @@ pub struct CloneReport {
 pub fn clone(repository: &Repository, plan: &ClonePlan, watch: &mut dyn Watch) -> Result<CloneReport> {
     let snapshot = repository.snapshot(plan.snapshot)?;
     let checked = Checked::new(&snapshot, repository, plan)?;
-    let _locks = checked.backing.lock()?;
-    Making { repository, snapshot: &snapshot, plan, checked: &checked }.run(watch).inspect_err(|_| {
-        if let Err(error) = undo(repository, &checked) {
-            tracing::warn!("undoing the clone at {}: {error}", checked.directory.display());
-        }
-    })
+    let made = checked.backing.lock().and_then(|_locks| {
+        Making { repository, snapshot: &snapshot, plan, checked: &checked }.run(watch).inspect_err(|_| {
+            if let Err(error) = undo(repository, &checked) {
+                tracing::warn!("undoing the clone at {}: {}", checked.spot.shown().display(), checked.named(error));
+            }
+        })
+    });
+    made.map_err(|error| checked.named(error))
 }
 
 /// As [`clone`], but a failure leaves everything as it is, as a crash would.
 pub fn attempt(repository: &Repository, plan: &ClonePlan, watch: &mut dyn Watch) -> Result<CloneReport> {
     let snapshot = repository.snapshot(plan.snapshot)?;
     let checked = Checked::new(&snapshot, repository, plan)?;
-    let _locks = checked.backing.lock()?;
-    Making { repository, snapshot: &snapshot, plan, checked: &checked }.run(watch)
+    let making = Making { repository, snapshot: &snapshot, plan, checked: &checked };
+    let made = checked.backing.lock().and_then(|_locks| making.run(watch));
+    made.map_err(|error| checked.named(error))
 }
 
 /// What a volume was made of, if it still needs that or has not let it go yet. `elsewhere`: directory and key file of the repository in the settings.
@@ -98,7 +102,9 @@ pub fn source_of(
 
 /// A plan that nothing speaks against.
 struct Checked {
-    directory: PathBuf,
+    /// Where the directory is, or is to be.
+    spot: Spot,
+    /// [`Backing::held`].
     backing: Backing,
     /// The tier that shares a filesystem with the directory, if one does.
     origin: TierId,
@@ -112,6 +118,7 @@ struct Checked {
 impl Checked {
     fn new(snapshot: &Snapshot<'_>, repository: &Repository, plan: &ClonePlan) -> Result<Checked> {
         let directory = adopt::resolve(&plan.directory)?;
+        let spot = Spot::of(&directory)?;
         let backing = Backing::open(&plan.tiers)?;
         backing.refuse_overlap(&directory)?;
         backing.refuse_overlap(&plan.repository)?;
@@ -126,8 +133,8 @@ impl Checked {
         let origin = backing.on_mount_of(parent, &mounts)?.first().copied().unwrap_or(TierId::FASTEST);
         let manifest = Manifest::read(snapshot, repository, u64::from(plan.options.block_bytes))?;
         let mut checked = Checked {
-            directory,
-            backing,
+            spot,
+            backing: backing.held(),
             origin,
             lineage: Lineage { files: manifest.files.clone(), mark: super::snapshot::mark_of(&snapshot.root) },
             manifest,
@@ -135,11 +142,16 @@ impl Checked {
             unfinished,
         };
         if checked.unfinished.is_none() {
-            checked.warnings =
-                adopt::judge_tiers(&checked.backing, &plan.options, checked.manifest.names.len() as u64)?;
+            let judged = adopt::judge_tiers(&checked.backing, &plan.options, checked.manifest.names.len() as u64);
+            checked.warnings = judged.map_err(|error| checked.named(error))?;
         }
         checked.refuse_without_room(plan)?;
         Ok(checked)
+    }
+
+    /// An error with all paths as people know them.
+    fn named(&self, error: Error) -> Error {
+        self.backing.named(self.spot.named(error))
     }
 
     /// Everything is going to be on the tiers: its space is promised from the beginning (I10).
@@ -219,7 +231,7 @@ impl Making<'_> {
         let volume = id.volume;
         watch.begin("holding the snapshot");
         watch.step("hold the snapshot")?;
-        let note = format!("of the clone at {}", self.checked.directory.display());
+        let note = format!("of the clone at {}", self.checked.spot.shown().display());
         self.repository.set_ref(&reference_of(volume), RefKind::InUse, self.plan.snapshot, &note)?;
         let block_bytes = u64::from(self.plan.options.block_bytes);
         let note = CloneNote {
@@ -249,7 +261,7 @@ impl Making<'_> {
         set_phase(&backing.places, &mut id, Phase::Ready)?;
         Ok(CloneReport {
             volume,
-            directory: self.checked.directory.clone(),
+            directory: self.checked.spot.shown().to_owned(),
             snapshot: self.snapshot.id().to_string(),
             reference: reference_of(volume),
             names: self.checked.manifest.names.len() as u64,
@@ -257,7 +269,7 @@ impl Making<'_> {
             bytes: self.checked.manifest.bytes(),
             in_repository_bytes: self.checked.manifest.blocks * block_bytes,
             warnings: self.checked.warnings.clone(),
-            protection: protect::protection_of(&self.checked.directory)?,
+            protection: protect::protection_of(&self.checked.spot)?,
         })
     }
 
@@ -273,7 +285,7 @@ impl Making<'_> {
                 Ok(id)
             }
             None => {
-                let directory = checked.directory.to_string_lossy();
+                let directory = checked.spot.shown().to_string_lossy();
                 initialise(places, Uuid::new_v4(), &directory, checked.origin, Phase::CloneBuild)
             }
         }
@@ -286,12 +298,11 @@ impl Making<'_> {
     }
 
     fn mount_point(&self, watch: &mut dyn Watch) -> Result<()> {
-        let directory = &self.checked.directory;
+        let spot = &self.checked.spot;
         watch.step("mount point")?;
-        protect::unprotect(directory)?;
-        make_private_dir(directory)?;
-        adopt::give_mount_point_attributes(directory, attributes(&self.checked.manifest.names[0].1)?)?;
-        protect::protect(directory).map(drop)
+        protect::unprotect(spot)?;
+        protect::make_mount_point(spot, attributes(&self.checked.manifest.names[0].1)?)?;
+        protect::protect(spot).map(drop)
     }
 }
 
@@ -302,7 +313,7 @@ fn undo(repository: &Repository, checked: &Checked) -> Result<()> {
     if first.phase != Phase::CloneBuild {
         return Ok(());
     }
-    protect::unprotect(&checked.directory)?;
+    protect::unprotect(&checked.spot)?;
     adopt::clear_fastest(backing)?;
     for tier in backing.ids() {
         remove_empty_objects(backing.path(tier))?;

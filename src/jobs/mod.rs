@@ -5,6 +5,7 @@
 //! says where that is.
 
 pub mod adopt;
+mod anchor;
 mod attributes;
 mod backing;
 pub mod cadence;

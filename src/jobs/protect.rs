@@ -1,12 +1,14 @@
 //! The directory while its files are heatfs's: an empty mount point on which no database starts and none is made by mistake.
 
-use super::backing::{exists, remove_file};
+use super::anchor::{Anchor, Spot};
+use super::attributes::Attributes;
+use super::backing::{exists, remove_file, sync_dir};
 use crate::device::sys;
 use crate::error::{Error, Result};
 use serde::Serialize;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 /// Lies in the directory where it cannot be made immutable; `initdb` and its like refuse a directory that is not empty.
@@ -22,8 +24,28 @@ pub enum Protection {
     Marker,
 }
 
+/// Makes the directory, with owner, times and label of the root that is to be mounted there; nobody may enter or write. May be repeated.
+pub(super) fn make_mount_point(spot: &Spot, mut attributes: Attributes) -> Result<()> {
+    let made = DirBuilder::new().mode(0o700).create(spot.path());
+    match made {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(Error::io("create", spot.path().display().to_string(), e));
+        }
+        _ => {}
+    }
+    attributes.mode = 0o500;
+    attributes.drop_acls();
+    attributes.apply(Anchor::of_name(spot)?.path())?;
+    sync_dir(spot.parent().path())
+}
+
 /// Protects an empty directory. May be repeated.
-pub(super) fn protect(directory: &Path) -> Result<Protection> {
+pub(super) fn protect(spot: &Spot) -> Result<Protection> {
+    let held = Anchor::of_name(spot)?;
+    protect_held(held.path()).map_err(|error| held.named(error))
+}
+
+fn protect_held(directory: &Path) -> Result<Protection> {
     let io = |action, e| Error::io(action, directory.display().to_string(), e);
     let open = File::open(directory).map_err(|e| io("open", e))?;
     if is_immutable(&open) {
@@ -50,10 +72,15 @@ pub(super) fn protect(directory: &Path) -> Result<Protection> {
 }
 
 /// Makes a protected directory an ordinary empty one. Nothing happens when there is none.
-pub(super) fn unprotect(directory: &Path) -> Result<()> {
-    if !exists(directory)? {
+pub(super) fn unprotect(spot: &Spot) -> Result<()> {
+    if !exists(spot.path())? {
         return Ok(());
     }
+    let held = Anchor::of_name(spot)?;
+    unprotect_held(held.path()).map_err(|error| held.named(error))
+}
+
+fn unprotect_held(directory: &Path) -> Result<()> {
     let io = |action, e| Error::io(action, directory.display().to_string(), e);
     let open = File::open(directory).map_err(|e| io("open", e))?;
     if is_immutable(&open) {
@@ -69,8 +96,10 @@ pub(super) fn unprotect(directory: &Path) -> Result<()> {
 }
 
 /// How a directory is protected at the moment.
-pub(super) fn protection_of(directory: &Path) -> Result<Protection> {
-    let open = File::open(directory).map_err(|e| Error::io("open", directory.display().to_string(), e))?;
+pub(super) fn protection_of(spot: &Spot) -> Result<Protection> {
+    let held = Anchor::of_name(spot)?;
+    let open = File::open(held.path());
+    let open = open.map_err(|e| Error::io("open", spot.shown().display().to_string(), e))?;
     Ok(if is_immutable(&open) { Protection::Immutable } else { Protection::Marker })
 }
 

@@ -12,6 +12,7 @@
 mod gather;
 mod plain;
 
+use super::anchor::Spot;
 use super::backing::{Backing, TierPlan, exists, make_private_dir, remove_engine_files, remove_tree, rename_durably};
 use super::clone::{self, CloneNote};
 use super::mounts::Mounts;
@@ -36,6 +37,8 @@ const RELEASING: &str = "releasing";
 pub struct ReleasePlan {
     /// Where the files go: the empty directory they were adopted from, or another empty or missing one.
     pub directory: PathBuf,
+    /// It may be another one. Else it must be where it was: somebody may have put a link in its way since.
+    pub elsewhere: bool,
     /// Fastest first.
     pub tiers: Vec<TierPlan>,
     /// The tier to gather the files on, which must share the directory's filesystem; None: the one they came from, or else the fastest such tier.
@@ -60,28 +63,35 @@ pub struct ReleaseReport {
 
 /// Releases a volume that is not mounted. Errors: `Busy` while it is; `Invalid` with the bytes that are missing; `Untrusted`.
 pub fn release(plan: &ReleasePlan, watch: &mut dyn Watch) -> Result<ReleaseReport> {
-    let directory = super::adopt::resolve(&plan.directory)?;
-    let backing = Backing::open(&plan.tiers)?;
-    let mut id = identify(&backing, &directory)?;
+    let spot = Spot::of(&super::adopt::resolve(&plan.directory)?)?;
+    let backing = Backing::open(&plan.tiers)?.held();
+    let told = |error| backing.named(spot.named(error));
+    let mut report = give_back(plan, &backing, &spot, watch).map_err(told)?;
+    report.untrusted.iter_mut().for_each(|line| *line = backing.in_line(line));
+    Ok(report)
+}
+
+fn give_back(plan: &ReleasePlan, backing: &Backing, spot: &Spot, watch: &mut dyn Watch) -> Result<ReleaseReport> {
+    let mut id = identify(backing, spot.shown())?;
     let _locks = backing.lock()?;
     let resumed = id.phase != Phase::Ready;
     let mounts = Mounts::read()?;
-    if mounts.is_mount_point(&directory) {
-        return Err(Error::Busy(format!("{} is mounted: stop the daemon first", directory.display())));
+    if mounts.is_mount_point(spot.shown()) {
+        return Err(Error::Busy(format!("{} is mounted: stop the daemon first", spot.shown().display())));
     }
     if id.phase == Phase::Ready {
         // Both may have changed since they were read: now nobody else can.
         id = verify_all(&backing.places)?;
         id.require_ready()?;
-        rollback::finish_stopped(&backing, &plan.options, watch)
+        refuse_led_away(plan, spot, &id)?;
+        rollback::finish_stopped(backing, &plan.options, watch)
             .and_then(|open| rollback::refuse_open(open.as_ref()))?;
-        id.origin = choose_origin(plan, &backing, &directory, id.origin, &mounts)?;
-        id.directory = directory.to_string_lossy().into_owned();
-        refuse_occupied(&directory)?;
-        prepare(plan, &backing, &mut id, watch)?;
+        id.origin = choose_origin(plan, backing, spot, id.origin, &mounts)?;
+        id.directory = spot.shown().to_string_lossy().into_owned();
+        refuse_occupied(spot)?;
+        prepare(plan, backing, &mut id, watch)?;
     }
-    let release =
-        Release { backing: &backing, directory: &directory, releasing: backing.path(id.origin).join(RELEASING) };
+    let release = Release { backing, spot, releasing: backing.path(id.origin).join(RELEASING) };
     let (mut files, mut bytes, mut untrusted) = (0, 0, Vec::new());
     if id.phase == Phase::ReleaseBuild {
         (files, bytes, untrusted) = release.build(&mut id, watch)?;
@@ -90,7 +100,22 @@ pub fn release(plan: &ReleasePlan, watch: &mut dyn Watch) -> Result<ReleaseRepor
         release.swap(&mut id, watch)?;
     }
     release.remove(watch)?;
-    Ok(ReleaseReport { volume: id.volume, directory, files, bytes, untrusted, resumed })
+    Ok(ReleaseReport { volume: id.volume, directory: spot.shown().to_owned(), files, bytes, untrusted, resumed })
+}
+
+/// The files were adopted from one place, and go to another only if that was said: while they were here, the owner of a directory on the way there had all the
+/// time that he wanted to put a link in its place.
+fn refuse_led_away(plan: &ReleasePlan, spot: &Spot, id: &VolumeIdentity) -> Result<()> {
+    if plan.elsewhere || Path::new(&id.directory) == spot.shown() {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "the files were adopted from {}, and {} leads to {}: say `--to {}` if they are to go there",
+        id.directory,
+        plan.directory.display(),
+        spot.shown().display(),
+        spot.shown().display()
+    )))
 }
 
 /// The volume and how far a release of it has come.
@@ -126,11 +151,11 @@ fn identify(backing: &Backing, directory: &Path) -> Result<VolumeIdentity> {
 fn choose_origin(
     plan: &ReleasePlan,
     backing: &Backing,
-    directory: &Path,
+    spot: &Spot,
     before: TierId,
     mounts: &Mounts,
 ) -> Result<TierId> {
-    let parent = directory.parent().unwrap_or(Path::new("/"));
+    let (directory, parent) = (spot.shown(), spot.parent().shown());
     let near = backing.on_mount_of(parent, mounts)?;
     let wanted = plan.origin.as_ref().map(|name| backing.by_name(name)).transpose()?;
     let chosen = match wanted {
@@ -150,11 +175,12 @@ fn choose_origin(
 }
 
 /// The directory must be what adoption left, or empty.
-fn refuse_occupied(directory: &Path) -> Result<()> {
-    if !exists(directory)? {
+fn refuse_occupied(spot: &Spot) -> Result<()> {
+    if !exists(spot.path())? {
         return Ok(());
     }
-    let entries = super::survey::read_dir(directory)?;
+    let directory = spot.shown();
+    let entries = super::survey::read_dir(spot.path())?;
     match entries.iter().find(|path| !path.ends_with(protect::MARKER)) {
         None => Ok(()),
         Some(entry) => Err(Error::Busy(format!("{} is not empty: {} is in it", directory.display(), entry.display()))),
@@ -200,7 +226,7 @@ fn prepare(plan: &ReleasePlan, backing: &Backing, id: &mut VolumeIdentity, watch
 
 struct Release<'a> {
     backing: &'a Backing,
-    directory: &'a Path,
+    spot: &'a Spot,
     releasing: PathBuf,
 }
 
@@ -226,9 +252,9 @@ impl Release<'_> {
     fn swap(&self, id: &mut VolumeIdentity, watch: &mut dyn Watch) -> Result<()> {
         if exists(&self.tree())? {
             watch.step("unprotect")?;
-            protect::unprotect(self.directory)?;
+            protect::unprotect(self.spot)?;
             watch.step("swap")?;
-            rename_durably(&self.tree(), self.directory)?;
+            rename_durably(&self.tree(), self.spot.path())?;
         }
         watch.step("phase: remove")?;
         set_phase(&self.backing.places, id, Phase::ReleaseRemove)

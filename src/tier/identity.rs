@@ -59,18 +59,27 @@ pub struct VolumeIdentity {
 impl Place {
     /// Opens the directories of the settings. Errors: `WrongTier` for one that is missing or no directory.
     pub fn open_all<P: AsRef<Path>>(tiers: &[(String, P)]) -> Result<Vec<Place>> {
-        let open = |(name, path): &(String, P)| match RealDevice::open(path) {
-            Ok(device) => Ok(Place { name: name.clone(), device }),
-            Err(e) => Err(Error::WrongTier {
-                tier: name.clone(),
-                path: path.as_ref().display().to_string(),
-                why: match e.kind() {
-                    io::ErrorKind::NotFound => "the path does not exist; is the disk mounted?".to_owned(),
-                    _ => format!("cannot be opened as a directory: {e}"),
-                },
-            }),
-        };
-        tiers.iter().map(open).collect()
+        tiers.iter().map(|(name, path)| Place::open(name, path.as_ref(), path.as_ref())).collect()
+    }
+
+    /// Opens the directory that `through` leads to, and tells of it as `path`. Errors: as [`Place::open_all`].
+    pub fn open(name: &str, path: &Path, through: &Path) -> Result<Place> {
+        match RealDevice::named(through, path) {
+            Ok(device) => Ok(Place { name: name.to_owned(), device: Arc::new(device) }),
+            Err(e) => Err(Place::cannot_open(name, path, &e)),
+        }
+    }
+
+    /// What is said of a path that cannot be opened as a directory.
+    pub fn cannot_open(name: &str, path: &Path, e: &io::Error) -> Error {
+        Error::WrongTier {
+            tier: name.to_owned(),
+            path: path.display().to_string(),
+            why: match e.kind() {
+                io::ErrorKind::NotFound => "the path does not exist; is the disk mounted?".to_owned(),
+                _ => format!("cannot be opened as a directory: {e}"),
+            },
+        }
     }
 
     fn wrong(&self, why: impl Into<String>) -> Error {

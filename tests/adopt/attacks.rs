@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 const NOBODY: u32 = 65534;
 
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         println!("NOT RUN: only root can restore for others");
@@ -33,7 +33,7 @@ fn is_root() -> bool {
     root
 }
 
-fn as_nobody<T>(work: impl FnOnce() -> T) -> T {
+pub fn as_nobody<T>(work: impl FnOnce() -> T) -> T {
     setfsuid(Uid::from_raw(NOBODY));
     let done = work();
     setfsuid(Uid::from_raw(0));

@@ -103,6 +103,7 @@ impl Lab {
     pub fn release_plan(&self) -> ReleasePlan {
         ReleasePlan {
             directory: self.data(),
+            elsewhere: false,
             tiers: self.tiers(),
             origin: None,
             accept_untrusted: false,

@@ -7,6 +7,7 @@ mod inspect;
 mod lab;
 mod rollback;
 mod stored;
+mod swaps;
 
 use heatfs::jobs::adopt::{AdoptPlan, adopt, attempt, undo};
 use heatfs::jobs::protect::MARKER;

@@ -9,6 +9,7 @@ mod doctor;
 mod mounting;
 mod postgres;
 mod rollback;
+mod secrets;
 mod snapshots;
 mod traces;
 mod usage;

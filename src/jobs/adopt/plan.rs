@@ -1,6 +1,7 @@
 //! What speaks against an adoption, found out before anything is changed.
 
 use crate::error::{Error, Result};
+use crate::jobs::anchor::Spot;
 use crate::jobs::backing::{Backing, TierPlan, exists};
 use crate::jobs::mounts::Mounts;
 use crate::jobs::survey::{Survey, refuse_if_postmaster_runs, refuse_if_used};
@@ -34,8 +35,9 @@ pub struct AdoptPlan {
 
 /// A plan that nothing speaks against.
 pub(super) struct Checked {
-    /// Absolute, without symbolic links.
-    pub directory: PathBuf,
+    /// Where the directory is, or is to be.
+    pub spot: Spot,
+    /// [`Backing::held`].
     pub backing: Backing,
     pub origin: TierId,
     pub survey: Survey,
@@ -45,9 +47,17 @@ pub(super) struct Checked {
     pub unfinished: Option<VolumeIdentity>,
 }
 
+impl Checked {
+    /// An error with all paths as people know them.
+    pub fn named(&self, error: Error) -> Error {
+        self.backing.named(self.spot.named(error))
+    }
+}
+
 /// Changes nothing. Errors: `Invalid`, `Busy`, `WrongTier`, in one line each.
 pub(super) fn check(plan: &AdoptPlan) -> Result<Checked> {
     let directory = resolve(&plan.directory)?;
+    let spot = Spot::of(&directory)?;
     let backing = Backing::open(&plan.tiers)?;
     backing.refuse_overlap(&directory)?;
     refuse_other_home(plan, &backing)?;
@@ -77,7 +87,7 @@ pub(super) fn check(plan: &AdoptPlan) -> Result<Checked> {
         warnings = judge_adopted(plan, &backing, origin, &survey)?;
     }
     let not_covered = survey.leaving.clone();
-    Ok(Checked { directory, backing, origin, survey, not_covered, warnings, unfinished })
+    Ok(Checked { spot, backing: backing.held(), origin, survey, not_covered, warnings, unfinished })
 }
 
 /// The path without symbolic links, whether or not something is there.

@@ -4,8 +4,49 @@
 /// The connection without its password, and the password. Both ways of libpq to write a connection are understood: `key=value ...`, and URIs. What
 /// libpq would not understand is left as it is, for it to complain of.
 pub(super) fn split(connection: &str) -> (String, Option<String>) {
-    let is_uri = ["postgresql://", "postgres://"].iter().any(|scheme| connection.starts_with(scheme));
-    if is_uri { split_uri(connection) } else { split_pairs(connection) }
+    if is_uri(connection) { split_uri(connection) } else { split_pairs(connection) }
+}
+
+/// Secrets that libpq takes from a connection or a service file only, never from the environment.
+const NOT_IN_THE_ENVIRONMENT: [&str; 2] = ["sslpassword", "oauth_client_secret"];
+
+/// Why a part of the connection that may be secret would come to stand in the arguments.
+pub(super) fn exposed(connection: &str) -> Option<String> {
+    let (left, password) = split(connection);
+    let names: Vec<String> = match is_uri(&left) {
+        true => left.split_once('?').map_or("", |(_, query)| query).split('&').map(name_in_uri).collect(),
+        false => names_in_pairs(&left),
+    };
+    if let Some(name) = names.iter().find(|name| NOT_IN_THE_ENVIRONMENT.contains(&name.as_str())) {
+        return Some(format!(
+            "`{name}` would be seen in the arguments of psql: put it into a service file (pg_service.conf), and `service=...` here"
+        ));
+    }
+    let is_cut = names.iter().any(|name| name.contains(char::is_whitespace))
+        || !left.contains('=') && !is_uri(&left) && !left.is_empty();
+    (password.is_some() && is_cut).then(|| "a password with a blank in it wants quotes: password='...'".to_owned())
+}
+
+fn is_uri(connection: &str) -> bool {
+    ["postgresql://", "postgres://"].iter().any(|scheme| connection.starts_with(scheme))
+}
+
+fn name_in_uri(pair: &str) -> String {
+    decoded(pair.split_once('=').map_or(pair, |(name, _)| name))
+}
+
+/// What is taken for names; the rest behind the last value, if there is one, with a blank.
+fn names_in_pairs(connection: &str) -> Vec<String> {
+    let (mut names, mut rest) = (Vec::new(), connection);
+    while let Some(at) = rest.find('=') {
+        names.push(rest[..at].trim().to_owned());
+        let after = rest[at + 1..].trim_start();
+        rest = &after[value(after).1..];
+    }
+    if !rest.trim().is_empty() && !names.is_empty() {
+        names.push(format!("{} ", rest.trim()));
+    }
+    names
 }
 
 fn split_uri(connection: &str) -> (String, Option<String>) {
@@ -24,7 +65,8 @@ fn split_uri(connection: &str) -> (String, Option<String>) {
     let mut kept = Vec::new();
     for pair in query.into_iter().flat_map(|query| query.split('&')) {
         match pair.split_once('=') {
-            Some(("password", secret)) => password = Some(decoded(secret)),
+            // libpq decodes names, too.
+            Some((name, secret)) if decoded(name) == "password" => password = Some(decoded(secret)),
             _ => kept.push(pair),
         }
     }
@@ -86,7 +128,7 @@ fn value(text: &str) -> (String, usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::split;
+    use super::{exposed, split};
 
     #[test]
     fn a_password_is_taken_out_of_either_form_and_nothing_else_changes() {
@@ -103,9 +145,37 @@ mod tests {
             ("postgresql://u:p%40ss@h:1,i:2/d?a=b", "postgresql://u@h:1,i:2/d?a=b", Some("p@ss")),
             ("postgresql://h/d?user=u&password=p%", "postgresql://h/d?user=u", Some("p%")),
             ("postgresql://h/d@e:f", "postgresql://h/d@e:f", None),
+            ("postgresql://h/d?pass%77ord=p", "postgresql://h/d", Some("p")),
         ] {
             let (kept, secret) = split(connection);
             assert_eq!((kept.as_str(), secret.as_deref()), (left, password), "{connection}");
+        }
+    }
+
+    #[test]
+    fn secrets_that_would_be_arguments_are_refused_and_not_repeated() {
+        for connection in [
+            "host=a sslpassword=s3cret",
+            "host=a oauth_client_secret='s3cret'",
+            "postgresql://h/d?sslpassword=s3cret",
+            "postgres://h/d?a=b&ssl%70assword=s3cret",
+            "host=a password=my s3cret",
+            "host=a password=my s3cret dbname=b",
+            "password=my s3cret",
+        ] {
+            let why = exposed(connection).unwrap_or_else(|| panic!("{connection} is taken"));
+            assert!(!why.contains("s3cret"), "{why}");
+        }
+        for connection in [
+            "bench",
+            "",
+            "host=a user=b",
+            "password=",
+            "host = a password = 'my s3cret'",
+            "postgres://u:p@h/d?sslkey=/k",
+            "service=x",
+        ] {
+            assert_eq!(exposed(connection), None, "{connection}");
         }
     }
 }

@@ -28,7 +28,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// What `psql` complained is told up to here, in bytes.
 const COMPLAINT_BYTES_MAX: usize = 2000;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct PostgresSettings {
     /// As `psql` takes it: `host=/var/run/postgresql user=postgres dbname=postgres`, or a URI.
     pub connection: String,
@@ -36,6 +36,22 @@ pub struct PostgresSettings {
     pub run_as: Option<String>,
     /// For each statement; the first one waits for a checkpoint.
     pub limit: Duration,
+}
+
+impl PostgresSettings {
+    /// Why this connection cannot be taken, in one line that repeats nothing of it: a part that may be secret would be seen by everybody on the machine.
+    pub fn exposed(connection: &str) -> Option<String> {
+        password::exposed(connection)
+    }
+}
+
+/// Without the password: settings may be printed.
+impl std::fmt::Debug for PostgresSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let connection = password::split(&self.connection).0;
+        let mut told = f.debug_struct("PostgresSettings");
+        told.field("connection", &connection).field("run_as", &self.run_as).field("limit", &self.limit).finish()
+    }
 }
 
 /// What PostgreSQL said when backup mode ended: stored with the snapshot, as JSON.

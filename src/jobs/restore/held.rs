@@ -6,19 +6,16 @@
 //! us and is closed to others until it gets its own attributes, last of all.
 
 use crate::error::{Error, Result};
+use crate::jobs::anchor::Anchor;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, fchown, geteuid};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub(super) struct Held {
-    descriptor: OwnedFd,
-    /// As the user named it.
-    shown: PathBuf,
-    /// Through the descriptor.
-    path: PathBuf,
+    /// Open for reading: owner and mode are changed through it.
+    anchor: Anchor,
     /// Owner, group and mode that it had.
     was: (u32, u32, u32),
 }
@@ -30,13 +27,8 @@ impl Held {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let descriptor = open(directory, flags, Mode::empty()).map_err(|e| io("open", e))?;
         let stat = fstat(&descriptor).map_err(|e| io("stat", e))?;
-        // With `.` it is the directory itself, for calls that do not follow links, too.
-        let through = PathBuf::from(format!("/proc/self/fd/{}/.", descriptor.as_raw_fd()));
-        let path = if through.is_dir() { through } else { directory.to_owned() };
         let held = Held {
-            descriptor,
-            shown: directory.to_owned(),
-            path,
+            anchor: Anchor::new(descriptor, directory.to_owned()),
             was: (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777),
         };
         let me = geteuid();
@@ -53,14 +45,14 @@ impl Held {
 
     /// Where to work: below this path nothing leads elsewhere.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.anchor.path()
     }
 
     /// Gives it back as it was: when nothing was restored, or something whose attributes are not the directory's.
     pub fn let_go(&self) -> Result<()> {
         let (uid, gid, mode) = self.was;
-        let io = |errno: Errno| Error::io("give back", self.shown.display().to_string(), errno.into());
-        let now = fstat(&self.descriptor).map_err(io)?;
+        let io = |errno: Errno| Error::io("give back", self.anchor.shown().display().to_string(), errno.into());
+        let now = fstat(self.anchor.descriptor()).map_err(io)?;
         if now.st_uid != uid {
             self.own(uid, gid).map_err(io)?;
         }
@@ -69,29 +61,14 @@ impl Held {
 
     /// An error of what was done below, with the path as the user knows it.
     pub fn named(&self, error: Error) -> Error {
-        let shown = |path: String| match Path::new(&path).strip_prefix(&self.path) {
-            Ok(below) if below.as_os_str().is_empty() => self.shown.display().to_string(),
-            Ok(below) => self.shown.join(below).display().to_string(),
-            Err(_) => path,
-        };
-        match error {
-            Error::Io { action, path, source } => Error::Io { action, path: shown(path), source },
-            Error::Busy(line) => Error::Busy(self.in_line(&line)),
-            Error::Invalid(line) => Error::Invalid(self.in_line(&line)),
-            other => other,
-        }
-    }
-
-    fn in_line(&self, line: &str) -> String {
-        let (path, shown) = (self.path.display().to_string(), self.shown.display().to_string());
-        line.replace(&path, &shown)
+        self.anchor.named(error)
     }
 
     fn own(&self, uid: u32, gid: u32) -> nix::Result<()> {
-        fchown(&self.descriptor, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+        fchown(self.anchor.descriptor(), Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
     }
 
     fn mode(&self, mode: u32) -> nix::Result<()> {
-        fchmod(&self.descriptor, Mode::from_bits_truncate(mode))
+        fchmod(self.anchor.descriptor(), Mode::from_bits_truncate(mode))
     }
 }
