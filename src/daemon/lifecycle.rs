@@ -8,6 +8,7 @@ use super::callers::Callers;
 use super::clones::CloneSettings;
 use super::holders::{describe, holders, mount_at};
 use super::patience::{self, Patience};
+use super::process::FreeMemory;
 use super::quantity::exact_bytes;
 use super::served::{Event, Served, StartControl};
 use super::service::{Notice, notify};
@@ -357,9 +358,10 @@ impl Running {
     /// Until the mount is gone.
     fn serve(&self, events: &Receiver<Event>, control: &dyn Control) -> Result<()> {
         let watchdog = Watchdog::new();
+        let mut memory = FreeMemory::new();
         let mut stopping = false;
         loop {
-            let patience = if stopping { RETRY } else { watchdog.interval() };
+            let patience = if stopping { RETRY } else { watchdog.interval().min(memory.interval()) };
             match events.recv_timeout(patience) {
                 Ok(Event::Unmounted) => {
                     tracing::info!("{} is unmounted", self.point.display());
@@ -376,6 +378,7 @@ impl Running {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             watchdog.tell(&self.served, control);
+            memory.return_sometimes();
         }
     }
 

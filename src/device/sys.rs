@@ -41,6 +41,16 @@ pub fn return_large_allocations(bytes: i32) -> bool {
     return bytes < 0;
 }
 
+/// Gives the kernel back what is free in the C library's heaps: threads that come and go leave much of it, each in a heap of its own. It takes
+/// milliseconds, in which a thread may wait for its heap. False where there was nothing, or the allocator is another one.
+pub fn return_free_memory() -> bool {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes an integer; may be called at any time, by any thread.
+    return unsafe { libc::malloc_trim(0) == 1 };
+    #[cfg(not(target_env = "gnu"))]
+    return false;
+}
+
 /// Starts write-back of a range of the file's dirty pages and does not wait for it. A length of 0 means to the end.
 pub(super) fn start_range_writeback(fd: BorrowedFd<'_>, offset: i64, len: i64) -> io::Result<()> {
     // SAFETY: no pointers; the descriptor is open for as long as it is borrowed.
