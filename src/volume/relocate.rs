@@ -84,9 +84,9 @@ impl Volume {
     /// Mover and staging use only unpromised space (I10).
     fn has_room_to_move(&self, to: TierId, blocks: u64) -> bool {
         let blocks = i64::try_from(blocks).unwrap_or(i64::MAX);
-        !self.state.reserve().is_short()
-            && self.space.free_blocks(to) >= blocks
-            && self.space.unpromised_blocks() >= blocks
+        // What goes down makes room there.
+        let state_has_room = to != TierId::FASTEST || !self.state.reserve().is_short();
+        state_has_room && self.space.free_blocks(to) >= blocks && self.space.unpromised_blocks() >= blocks
     }
 
     fn flip_moved(

@@ -423,6 +423,9 @@ fn r22_a_filesystem_that_others_fill_does_not_stop_the_volume() {
     let degraded = volume.status().degraded;
     assert!(degraded.iter().any(|line| line.contains("make room")), "{degraded:?}");
     assert!(degraded.iter().any(|line| line.starts_with("writes: refused")), "{degraded:?}");
+    let file = volume.file(harness.ids[0]).expect("known");
+    assert!(volume.move_block(&file, BlockNo(0), TierId(2)).expect("moves"), "what goes down makes room");
+    drop(file);
     let check = |harness: &Harness| {
         assert_eq!(read(harness, 0, 0, BLOCK as usize), vec![1; BLOCK as usize]);
         for at in (0..acknowledged).step_by(97).chain([acknowledged - 1]) {
