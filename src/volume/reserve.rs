@@ -85,8 +85,7 @@ impl Reserve {
         if self.status() == (ReserveStatus { held_bytes: whole, whole_bytes: whole }) {
             return Ok(());
         }
-        let filled = self.fill(&mut slot, whole, part);
-        match filled {
+        match self.fill(&mut slot, whole, part) {
             Err(error) if is_full(&error) => {}
             // Then the room of the tier's `reserve` is all there is.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
@@ -107,7 +106,7 @@ impl Reserve {
         let mut held = self.held_bytes.load(Ordering::Relaxed);
         if held > whole {
             file.set_len(whole)?;
-            held = whole;
+            self.held_bytes.store(whole, Ordering::Relaxed);
         }
         while held < whole {
             let more = part.min(whole - held);
@@ -119,7 +118,6 @@ impl Reserve {
             held += more;
             self.held_bytes.store(held, Ordering::Relaxed);
         }
-        self.held_bytes.store(held, Ordering::Relaxed);
         Ok(())
     }
 

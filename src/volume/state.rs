@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 const PATH: &str = "state.redb";
 const CACHE_BYTES: usize = 8 << 20;
-/// A log of so many bytes changes at most one byte of state, where it is not all of state anyhow.
+/// One byte is kept for state for so many bytes of the log.
 const LOG_PER_RESERVE: u64 = 64;
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const FILES: TableDefinition<u64, &[u8; FILE_ROW_LEN]> = TableDefinition::new("files");
@@ -265,7 +265,7 @@ impl State {
         &self.reserve
     }
 
-    /// Keeps as much room as one transaction may take of a log of `log_bytes`: not much where little can change, and never more than all of state.
+    /// Keeps room for what the transactions of a log of `log_bytes` may make state grow by: a 64th of it, or half of what state takes if that is more.
     pub fn keep_room(&self, log_bytes: u64) -> Result<()> {
         let len = self.file.len().map_err(|e| Error::io("read length of", &self.path, e))?;
         let kept = self.reserve.keep((log_bytes / LOG_PER_RESERVE).max(len / 2));

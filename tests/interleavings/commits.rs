@@ -214,13 +214,24 @@ impl Bench {
         }
     }
 
+    /// Appends a record and asks for durability, unless the log has failed.
+    fn write(self: &Arc<Bench>) {
+        if let Some(lsn) = self.append() {
+            self.sync(lsn);
+        }
+    }
+
+    /// Waits for the writer and every answer, then stops the committer.
+    fn end(&self, writer: JoinHandle<()>, committer: JoinHandle<()>) {
+        writer.join().expect("the writer");
+        self.wait_for_answers();
+        self.log.stop();
+        committer.join().expect("the committer");
+    }
+
     fn writer(self: &Arc<Bench>) -> JoinHandle<()> {
         let bench = Arc::clone(self);
-        spawn(move || {
-            if let Some(lsn) = bench.append() {
-                bench.sync(lsn);
-            }
-        })
+        spawn(move || bench.write())
     }
 
     fn committer(self: &Arc<Bench>) -> JoinHandle<()> {
@@ -244,9 +255,7 @@ fn leaders_alone_answer_every_sync_once_it_is_durable() {
     check(Bounds { preemptions: 2, timers: 0 }, || {
         let bench = Bench::new(None);
         let writers = [bench.writer(), bench.writer()];
-        if let Some(lsn) = bench.append() {
-            bench.sync(lsn);
-        }
+        bench.write();
         for writer in writers {
             writer.join().expect("the writer");
         }
@@ -261,13 +270,8 @@ fn leaders_and_committer_lose_no_wake_up() {
         let bench = Bench::new(None);
         let committer = bench.committer();
         let writer = bench.writer();
-        if let Some(lsn) = bench.append() {
-            bench.sync(lsn);
-        }
-        writer.join().expect("the writer");
-        bench.wait_for_answers();
-        bench.log.stop();
-        committer.join().expect("the committer");
+        bench.write();
+        bench.end(writer, committer);
         assert_eq!(bench.answers(), [true; 2]);
     });
 }
@@ -278,9 +282,7 @@ fn a_stop_at_any_time_leaves_nobody_waiting() {
         let bench = Bench::new(None);
         let committer = bench.committer();
         let writer = bench.writer();
-        if let Some(lsn) = bench.append() {
-            bench.sync(lsn);
-        }
+        bench.write();
         bench.log.stop();
         writer.join().expect("the writer");
         committer.join().expect("the committer");
@@ -295,13 +297,8 @@ fn after_a_failed_write_everybody_is_told_and_nothing_is_written() {
             let bench = Bench::new(Some(writes_left));
             let committer = bench.committer();
             let writer = bench.writer();
-            if let Some(lsn) = bench.append() {
-                bench.sync(lsn);
-            }
-            writer.join().expect("the writer");
-            bench.wait_for_answers();
-            bench.log.stop();
-            committer.join().expect("the committer");
+            bench.write();
+            bench.end(writer, committer);
             let answers = bench.answers();
             // Whether there was a second write depends on whether both records came into one group.
             assert!(
@@ -322,13 +319,8 @@ fn a_failure_from_outside_of_the_log_leaves_nobody_waiting() {
         let committer = bench.committer();
         let writer = bench.writer();
         bench.log.fail_for(&crate::error::Error::NotFound("a checkpoint's transaction".to_owned()));
-        if let Some(lsn) = bench.append() {
-            bench.sync(lsn);
-        }
-        writer.join().expect("the writer");
-        bench.wait_for_answers();
-        bench.log.stop();
-        committer.join().expect("the committer");
+        bench.write();
+        bench.end(writer, committer);
         bench.answers();
     });
 }

@@ -87,7 +87,7 @@ impl BackingFile for SimFile {
         disk.traffic.writes += 1;
         disk.traffic.written_bytes += written as u64;
         let (inode, syncs) = (self.inode, disk.traffic.syncs);
-        disk.written.iter_mut().for_each(|list| list.push(Written { syncs, inode, offset, bytes: written as u64 }));
+        disk.written.iter_mut().for_each(|list| list.push(Written { syncs, inode, offset }));
         let durable = self.mode.dsync && !matches!(start, Start::Crashing);
         disk.alter(self.inode, |file| {
             file.heal(offset..offset + written as u64);

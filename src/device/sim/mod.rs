@@ -75,7 +75,6 @@ pub struct Written {
     /// Which file: numbered in the order in which they were made.
     pub inode: u64,
     pub offset: u64,
-    pub bytes: u64,
 }
 
 /// Simulated devices with one operation counter and one fate. Cloning gives another handle on the same world.
