@@ -35,6 +35,9 @@ pub enum Error {
     /// A snapshot in the making was given up: the engine says why.
     #[error("the snapshot was given up: {why}")]
     SnapshotFailed { why: String },
+    /// A snapshot's moment is over and kept, but not in the repository yet.
+    #[error("the snapshot is taken, but not stored yet: {why}. What it needs is kept, and storing it is tried again")]
+    Unfinished { why: String },
     /// The call would have to wait for a slow device or for log space; call again where waiting is allowed.
     #[error("would wait")]
     WouldWait,

@@ -9,6 +9,7 @@ use heatfs::ondisk::checksum64;
 use heatfs::ondisk::file_id::{FileIdentity, decode_root_mode};
 use heatfs::ondisk::group::{GroupHeader, RecordHeader, RecordKind};
 use heatfs::ondisk::identity::{Phase, Run, TierIdentity};
+use heatfs::ondisk::image;
 use heatfs::ondisk::kept::KeptRow;
 use heatfs::ondisk::mark::PendingMark;
 use heatfs::ondisk::note::Marker;
@@ -24,7 +25,7 @@ const VOLUME: Uuid = Uuid::from_u128(0x1234);
 
 /// Name, and what feeds it.
 type Decoder = (&'static str, fn(&mut Vec<u8>, bool));
-const DECODERS: [Decoder; 14] = [
+const DECODERS: [Decoder; 15] = [
     ("group", group),
     ("summary", summary),
     ("summary-body", summary_body),
@@ -39,6 +40,7 @@ const DECODERS: [Decoder; 14] = [
     ("identity", identity),
     ("file-id", file_id),
     ("root-mode", root_mode),
+    ("image", mark_image),
 ];
 
 pub fn feed(data: &[u8]) {
@@ -130,6 +132,17 @@ fn mark(bytes: &mut Vec<u8>, repaired: bool) {
     }
     if let Ok(mark) = PendingMark::decode(bytes) {
         assert_eq!(PendingMark::decode(&mark.encode()), Ok(mark));
+    }
+}
+
+fn mark_image(bytes: &mut Vec<u8>, repaired: bool) {
+    if repaired {
+        let content = (bytes.len() as u64).saturating_sub(image::HEADER_LEN as u64);
+        put(bytes, 40, &content.to_le_bytes());
+        repair64(bytes, 48);
+    }
+    if let Ok((volume, snapshot, content)) = image::decode(bytes) {
+        assert_eq!(image::decode(&image::encode(volume, snapshot, &content)), Ok((volume, snapshot, content)));
     }
 }
 
@@ -256,6 +269,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         ("identity", identity.encode().expect("short enough")),
         ("file-id", file_id.encode().to_vec()),
         ("root-mode", b"0700".to_vec()),
+        ("image", image::encode(VOLUME, VOLUME, b"content")),
     ];
     let number = |name: &str| DECODERS.iter().position(|known| known.0 == name).expect("a decoder") as u8;
     bytes.into_iter().map(|(name, bytes)| (name.to_owned(), [vec![number(name), 1], bytes].concat())).collect()

@@ -1,13 +1,14 @@
 //! The command line's grammar. The texts here are the help and the man pages.
 
 use super::decisions::{BudgetChange, budget_change};
-use crate::daemon::quantity::parse_bytes;
+use crate::daemon::quantity::{parse_bytes, parse_span};
 use crate::jobs::dump::TARGETS;
 use crate::jobs::replay::Policy;
 use crate::repository::Retention;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A tiering filesystem beneath a database's data directory.
 ///
@@ -540,6 +541,23 @@ pub(super) enum RepoCommand {
         #[command(flatten)]
         storage: Storage,
     },
+    /// Move to another directory what only old snapshots use. It is read from there when somebody wants it.
+    Archive(Archive),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Archive {
+    /// The archive's directory: an empty one, or where the archive is now after it was moved. Needed the first time.
+    #[arg(long, value_name = "DIR")]
+    pub(super) to: Option<PathBuf>,
+    /// Age of the snapshots that are old: with a unit, such as 90d.
+    #[arg(long, value_name = "SPAN", default_value = "30d", value_parser = parse_span)]
+    pub(super) older_than: Duration,
+    /// Only tell what would go.
+    #[arg(long, short = 'n')]
+    pub(super) dry_run: bool,
+    #[command(flatten)]
+    pub(super) storage: Storage,
 }
 
 #[derive(Debug, Subcommand)]

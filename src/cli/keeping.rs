@@ -7,6 +7,7 @@ use super::{out, show};
 use crate::daemon::quantity::rounded_bytes;
 use crate::device::clock::wall_now;
 use crate::error::Error;
+use crate::jobs::shown;
 use crate::jobs::snapshot::{SnapshotInfo, open_repository};
 use crate::repository::{
     CopyBase, EntryKind, Keep, NameChange, PruneOptions, Ref, RefKind, Repository, Retention, Snapshot, SnapshotId,
@@ -58,6 +59,7 @@ pub(super) fn unpin(volume: &Choice, storage: &Storage, name: &str, force: bool,
 
 pub(super) fn delete(volume: &Choice, storage: &Storage, names: &[String], as_json: bool) -> Result<()> {
     let repository = open(volume, storage)?;
+    shown::clear_abandoned(&repository);
     // All are found before one goes.
     let ids = names.iter().map(|name| find(&repository, name)).collect::<Result<Vec<_>>>()?;
     ids.iter().try_for_each(|id| repository.delete(*id))?;

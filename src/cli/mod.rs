@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 it failed, or `status` found the volume not healthy; 2 wrong usage or settings. Errors are one line on standard error.
 
 mod adopt;
+mod archive;
 mod args;
 mod check;
 mod clone;

@@ -1,5 +1,6 @@
 //! `snapshot`, `restore` and `repo`.
 
+use super::archive;
 use super::args::{Choice, Repo, RepoCommand, Restore, SnapshotCommand, Storage};
 use super::names::Names;
 use super::progress::{self, bytes_bar};
@@ -217,12 +218,21 @@ pub(super) fn repo(volume: &Choice, request: Repo, as_json: bool) -> Result<()> 
         RepoCommand::Copy { id, to, to_key_file, storage } => {
             keeping::copy(volume, &storage, &id, &to, to_key_file.as_deref(), as_json)
         }
+        RepoCommand::Archive(request) => archive::run(volume, &request, as_json),
         RepoCommand::Stats { storage } => {
-            let stats = open(volume, &storage)?.stats()?;
+            let repository = open(volume, &storage)?;
+            let stats = repository.stats()?;
+            let archived = repository.archive_path().map_or_else(String::new, |path| {
+                format!(
+                    "{} packs of {} are in the archive at {path}\n",
+                    stats.archived_packs,
+                    rounded_bytes(stats.archived_bytes)
+                )
+            });
             match as_json {
                 true => out::json(&stats),
                 false => out::text(&format!(
-                    "{} snapshots of {} in all, {} pins and names, {} writers at work\n{} packs of {}, index {} ({} in memory)\n",
+                    "{} snapshots of {} in all, {} pins and names, {} writers at work\n{} packs of {}, index {} ({} in memory)\n{archived}",
                     stats.snapshots,
                     rounded_bytes(stats.logical_bytes),
                     stats.refs,

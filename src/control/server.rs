@@ -196,6 +196,7 @@ impl From<Error> for Failure {
             | Error::NoSpace
             | Error::Untrusted { .. }
             | Error::SnapshotFailed { .. }
+            | Error::Unfinished { .. }
             | Error::Source { .. }
             | Error::State { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };

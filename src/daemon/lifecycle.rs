@@ -138,13 +138,20 @@ fn open_volume(settings: &Settings, places: &[Place], home: &Path) -> Result<Ope
     if !recovery.was_clean {
         tracing::info!("replayed {} records in {} log writes", recovery.records_replayed, recovery.groups_replayed);
     }
-    // Nobody goes on with what was being captured when the last run ended: the next snapshot finds what was stored.
-    for mark in volume.pending_marks() {
-        tracing::warn!("a snapshot that was under way when the last run ended is given up");
-        volume.release_mark(&mark);
-    }
+    give_up_what_nobody_goes_on_with(settings, &volume)?;
     volume.start_threads()?;
     Ok((volume, recovery, source))
+}
+
+/// A snapshot that was under way when the last run ended is gone on with if its names were kept and there is a repository (R17).
+fn give_up_what_nobody_goes_on_with(settings: &Settings, volume: &Volume) -> Result<()> {
+    for mark in volume.pending_marks() {
+        if settings.snapshot.repository.is_none() || volume.image(&mark)?.is_none() {
+            tracing::warn!("a snapshot that was under way when the last run ended is given up");
+            volume.release_mark(&mark);
+        }
+    }
+    Ok(())
 }
 
 /// A database that gets EIO for pages takes its disk for broken: better it is not started.

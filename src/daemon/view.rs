@@ -5,6 +5,7 @@ use super::served::Event;
 use super::{mountpoint, signals};
 use crate::error::{Error, Result};
 use crate::fuse::{Mounted, mount_snapshot};
+use crate::jobs::shown::Held;
 use crate::repository::{Repository, SnapshotId};
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct View {
     mounted: Arc<Mounted>,
     events: Receiver<Event>,
+    /// As long as it is shown the snapshot is not deleted.
+    _held: Option<Held>,
 }
 
 impl View {
@@ -27,7 +30,9 @@ impl View {
         let (events_in, events) = unbounded();
         signals::watch(events_in.clone())?;
         let point = prepared(&repository, point)?;
-        let mounted = Arc::new(mount_snapshot(Arc::new(repository), id, &point)?);
+        let repository = Arc::new(repository);
+        let held = Held::take(&repository, id, &point)?;
+        let mounted = Arc::new(mount_snapshot(repository, id, &point)?);
         let waiting = Arc::clone(&mounted);
         std::thread::Builder::new()
             .name("unmounted".to_owned())
@@ -37,7 +42,7 @@ impl View {
                 let _ = events_in.send(Event::Unmounted);
             })
             .map_err(|error| Error::io("starting thread for", point.display().to_string(), error))?;
-        Ok(View { mounted, events })
+        Ok(View { mounted, events, _held: held })
     }
 
     pub fn mountpoint(&self) -> &Path {

@@ -1,6 +1,7 @@
-//! The machine as a whole: how busy it is.
+//! The machine as a whole: how busy it is, and which one.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 /// Time of all processors since the machine started, in ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +35,29 @@ fn parse(stat: &str) -> Option<ProcessorTimes> {
     Some(ProcessorTimes { idle: ticks.get(3)? + ticks.get(4).unwrap_or(&0), total: ticks.iter().sum() })
 }
 
+/// What tells processes of different machines, containers and times apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    pub name: String,
+    /// Of the kernel's id of this start of the machine, the first part.
+    pub start: String,
+    /// The namespace that numbers of processes belong to.
+    pub processes: u64,
+}
+
+/// None where the kernel does not say.
+pub fn this() -> Option<Host> {
+    let line = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok();
+    let start = line("random/boot_id")?.split('-').next()?.to_owned();
+    let processes = fs::metadata("/proc/self/ns/pid").ok()?.ino();
+    Some(Host { name: line("hostname")?.trim().to_owned(), start, processes })
+}
+
+/// Is there a process of this number? In doubt, yes.
+pub fn process_lives(process: u32) -> bool {
+    fs::exists(format!("/proc/{process}")).unwrap_or(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +69,13 @@ mod tests {
         let now = parse("cpu  160 0 70 810 60 0 0 0 60 0\n").unwrap();
         assert_eq!(now.idle_share_since(&then), Some(0.2));
         assert_eq!(now.idle_share_since(&now), None);
+    }
+
+    #[test]
+    fn this_machine_and_this_process_are_known() {
+        let host = this().unwrap();
+        assert!(!host.name.is_empty() && host.start.len() == 8 && host.processes > 0, "{host:?}");
+        assert!(process_lives(std::process::id()) && !process_lives(u32::MAX));
     }
 
     #[test]

@@ -24,7 +24,7 @@ fn of_engine(error: &Error, doing: Doing) -> i32 {
         Error::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
         Error::Corrupt { .. } | Error::WrongTier { .. } | Error::State { .. } | Error::Untrusted { .. } => libc::EIO,
         // Whatever kept the repository from being read (it may be gone, ENOENT): the file is there.
-        Error::Source { .. } | Error::SnapshotFailed { .. } => libc::EIO,
+        Error::Source { .. } | Error::SnapshotFailed { .. } | Error::Unfinished { .. } => libc::EIO,
         Error::ReadOnly { .. } => match doing {
             Doing::Changing => libc::EROFS,
             // What was written before cannot become durable any more: the caller must not take this for a property of the mount.

@@ -32,6 +32,7 @@ pub mod release;
 pub mod replay;
 pub mod restore;
 pub mod rollback;
+pub mod shown;
 pub mod snapshot;
 mod streams;
 mod survey;

@@ -6,6 +6,7 @@ pub mod changes;
 pub mod file_id;
 pub mod group;
 pub mod identity;
+pub mod image;
 pub mod kept;
 pub mod mark;
 pub mod note;

@@ -10,7 +10,7 @@ use super::root::Root;
 use super::segment::{BLOCK_ENTRIES, prefix};
 use super::store::Store;
 use super::table::{self, NodeSource};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -49,10 +49,10 @@ impl<'s> Marks<'s> {
 
     pub fn tables(&mut self, names: Option<&ObjectRef>, files: Option<&ObjectRef>) -> Result<()> {
         let store = self.store;
-        table::nodes(store, names, &mut |node| self.mark(node))?;
+        table::nodes(store, names, &mut |node| self.node(node))?;
         let mut waiting: Vec<ObjectRef> = files.copied().into_iter().collect();
         while let Some(object) = waiting.pop() {
-            if !self.mark(&object)? {
+            if !self.node(&object)? {
                 continue;
             }
             let node = table::load(store, &object)?;
@@ -71,7 +71,7 @@ impl<'s> Marks<'s> {
     fn content(&mut self, state: FileState) -> Result<()> {
         let mut waiting: Vec<(ObjectRef, u8)> = state.root.map(|root| (root, state.level)).into_iter().collect();
         while let Some((object, level)) = waiting.pop() {
-            if !self.mark(&object)? {
+            if !self.node(&object)? {
                 continue;
             }
             if level > 0 {
@@ -85,6 +85,18 @@ impl<'s> Marks<'s> {
             }
         }
         Ok(())
+    }
+
+    /// As [`Marks::mark`], for what leads to others: what lies below one that is nowhere is not known, so that is an error.
+    fn node(&mut self, object: &ObjectRef) -> Result<bool> {
+        let missing = self.missing;
+        let new = self.mark(object)?;
+        if self.missing == missing {
+            return Ok(new);
+        }
+        let pack = format!("{}/{}", self.store.small.device.path(), object.place.pack.path());
+        let why = format!("the pack is missing, and tree node {} is nowhere else", object.id);
+        Err(Error::Corrupt { what: "repository", path: pack, offset: 0, why })
     }
 
     /// False when it was marked before. Of several copies that of the newest segment counts, since a repair puts a sound one there.

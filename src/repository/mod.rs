@@ -9,6 +9,7 @@
 //! leases/<id>, <id>.fence      writers at work, and those that prune gave up                  lease.rs
 //! gc/<generation>-<step>       the steps of each prune                                        generations.rs, plan.rs
 //! verify/<n>                   what was verified when                                         verify.rs
+//! archive                      where cold packs are moved to                                  archive.rs, shelf.rs
 //! tmp/                         files that have no name yet
 //! ```
 //!
@@ -25,6 +26,7 @@
 //!
 //! All integers are little-endian. Formats are described at the head of the file that owns them, and pinned there by golden bytes.
 
+mod archive;
 mod cache;
 mod content;
 mod file;
@@ -46,6 +48,7 @@ mod refs;
 mod retention;
 mod root;
 mod segment;
+mod shelf;
 mod sink;
 mod small;
 mod snapshot;
@@ -59,6 +62,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use archive::{ArchiveOptions, ArchiveReport};
 pub use content::SLOT_BYTES;
 pub use file::{FileState, FileUpdate};
 pub use ids::{Generation, LeaseId, ObjectId, ObjectRef, PackId, Place, SnapshotId};
@@ -77,12 +81,15 @@ pub use transfer::{COPIED_FROM, CopyBase};
 pub use verify::{Hurt, HurtFile, VerifyOptions, VerifyReport, VerifyStanding};
 pub use writer::{Stored, Writer, WriterOptions};
 
+use crate::device::real::RealDevice;
 use crate::device::{Device, OpenMode};
 use crate::error::{Error, Result};
 use crate::units::{FileId, WallNs};
 use format::Format;
 use keys::Keys;
+use shelf::Shelf;
 use small::{SmallObjects, create_file, io_error, read_file};
+use std::path::Path;
 use std::sync::Arc;
 use store::Store;
 use uuid::Uuid;
@@ -109,6 +116,7 @@ pub struct InitOptions<'k> {
 /// An open repository. All of it may be shared by threads; several processes may have one open at a time.
 pub struct Repository {
     pub(crate) store: Store,
+    shelf: Arc<Shelf>,
     format: Format,
 }
 
@@ -158,6 +166,12 @@ impl Repository {
 
     /// Opens a repository. Errors: `NotFound` where there is none, `Invalid` for a wrong or missing key and for what a later version wrote.
     pub fn open(device: Arc<dyn Device>, key: Option<&[u8]>) -> Result<Repository> {
+        let real = |path: &str| RealDevice::open(Path::new(path)).map(|device| device as Arc<dyn Device>);
+        Repository::open_with(device, key, &real)
+    }
+
+    /// As [`Repository::open`], with another way to open the directory of its archive, if it has one.
+    fn open_with(device: Arc<dyn Device>, key: Option<&[u8]>, open_far: archive::OpenFar<'_>) -> Result<Repository> {
         let path = format!("{}/{}", device.path(), format::PATH);
         let bytes = read_file(device.as_ref(), format::PATH)?;
         let bytes = bytes.ok_or_else(|| Error::NotFound(format!("{}: there is no repository", device.path())))?;
@@ -175,8 +189,11 @@ impl Repository {
                 .ok_or_else(|| invalid("wrong key: this key file does not open the repository"))?,
         };
         let keys = Arc::new(Keys::new(&master, format.encrypted()));
-        let store = Store::new(SmallObjects { device, keys }, format.id);
-        Ok(Repository { store, format })
+        let shelf = Arc::new(Shelf::new(device));
+        let store = Store::new(SmallObjects { device: Arc::clone(&shelf) as Arc<dyn Device>, keys }, format.id);
+        let repository = Repository { store, shelf, format };
+        repository.find_archive(open_far)?;
+        Ok(repository)
     }
 
     pub fn id(&self) -> Uuid {

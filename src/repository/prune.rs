@@ -86,6 +86,7 @@ const SPARE_BYTES: u64 = 1 << 20;
 impl Repository {
     /// What a prune would delete now, and the bytes that it would free, if these snapshots were deleted before. Changes nothing.
     pub fn plan_prune(&self, options: &PruneOptions, without: &[SnapshotId]) -> Result<Plan> {
+        self.require_archive()?;
         let generation = Generations::load(self.store.small.device.as_ref())?.current();
         let round =
             Round { repository: self, small: &self.store.small, options, generation, forgotten: BTreeSet::new() };
@@ -100,6 +101,7 @@ impl Repository {
     /// Deletes what no snapshot uses. May run while writers are at work, and again after any crash.
     pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport> {
         self.check_writable()?;
+        self.require_archive()?;
         self.make_room()?;
         let small = &self.store.small;
         let round = |generation, forgotten| Round { repository: self, small, options, generation, forgotten };
@@ -255,11 +257,15 @@ impl Round<'_> {
         let mut small: BTreeMap<u8, Vec<(PackId, Condemned)>> = BTreeMap::new();
         let mut packs: Vec<PackId> = list_packs(self.small.device.as_ref())?.into_iter().collect();
         packs.sort_unstable();
+        let archived = self.repository.archived_packs()?;
         for pack in packs {
             let bytes = self.pack_bytes(pack)?;
             let usage = usage.get(&pack).copied().unwrap_or_default();
             let header = PackReader::header(self.small.device.as_ref(), pack)?;
-            let condemned = match self.judge(pack, header.as_ref(), usage, leases, marks) {
+            let judged = self.judge(pack, header.as_ref(), usage, leases, marks);
+            // What is archived would come back by being written anew.
+            let rewritten = |reason: &Reason| matches!(reason, Reason::Sparse | Reason::Small);
+            let condemned = match judged.filter(|reason| !(rewritten(reason) && archived.contains(&pack))) {
                 Some(reason) => Condemned { reason, bytes, live_bytes: usage.live_bytes, raw_bytes: usage.raw_bytes },
                 None => {
                     plan.packs_kept += 1;

@@ -38,6 +38,7 @@ pub enum Kind {
     Final,
     Done,
     Ledger,
+    Archive,
 }
 
 impl Kind {
@@ -52,6 +53,7 @@ impl Kind {
             Kind::Final => 7,
             Kind::Done => 8,
             Kind::Ledger => 9,
+            Kind::Archive => 10,
         }
     }
 
@@ -70,6 +72,7 @@ impl Kind {
             Kind::Final => "list of deletions",
             Kind::Done => "mark of a finished prune",
             Kind::Ledger => "verification ledger",
+            Kind::Archive => "note about an archive",
         }
     }
 

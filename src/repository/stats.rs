@@ -14,6 +14,9 @@ pub struct RepositoryStats {
     pub writers: u64,
     pub packs: u64,
     pub pack_bytes: u64,
+    /// Of these, what lies in the archive.
+    pub archived_packs: u64,
+    pub archived_bytes: u64,
     pub index_segments: u64,
     pub index_bytes: u64,
     /// Entries of the index; the same object may be listed twice.
@@ -43,6 +46,7 @@ impl Repository {
             logical_bytes: roots.iter().map(|root| root.stats.logical_bytes).sum(),
             ..RepositoryStats::default()
         };
+        (stats.archived_packs, stats.archived_bytes) = self.archived()?;
         for pack in packs {
             match device.open(&pack.path(), read_only()).and_then(|file| file.len()) {
                 Ok(bytes) => stats.pack_bytes += bytes,

@@ -96,6 +96,7 @@ pub(super) struct Ledger {
 impl Repository {
     /// Reads packs and checks everything in them. Damage is no error here but a finding. `progress`: bytes read, bytes to read.
     pub fn verify(&self, options: &VerifyOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<VerifyReport> {
+        self.require_archive()?;
         let small = &self.store.small;
         self.store.forget();
         let view = self.store.index.refresh(small)?;
@@ -238,6 +239,7 @@ impl Repository {
         now: WallNs,
         offer: &mut dyn FnMut(&ObjectRef) -> Option<Vec<u8>>,
     ) -> Result<Vec<ObjectRef>> {
+        self.require_archive()?;
         let writer = self.begin(mending(now))?;
         let mut still_lost = Vec::new();
         for object in lost {
@@ -259,6 +261,7 @@ impl Repository {
     /// Makes the index again from the packs' tables of contents: new segments for all finished packs that are there. What segments there were
     /// stays, unless it does not read: then it is removed. Returns the number of objects listed.
     pub fn rebuild_index(&self, now: WallNs) -> Result<u64> {
+        self.require_archive()?;
         self.check_writable()?;
         let small = &self.store.small;
         let device = small.device.as_ref();

@@ -300,6 +300,19 @@ impl Volume {
         Ok(())
     }
 
+    /// Keeps `image` beside the mark until it ends, durably: what whoever captures needs to go on in another mount. After [`Volume::wait_for_mark`].
+    /// Errors: `SnapshotFailed` when it is too large for that.
+    pub fn keep_image(&self, mark: &Mark, image: &[u8]) -> Result<()> {
+        let _one = self.marks.ending.lock();
+        mark.check()?;
+        self.staging.keep_image(mark.epoch, mark.snapshot, image)
+    }
+
+    /// What was kept beside the mark; None: nothing, or nothing whole.
+    pub fn image(&self, mark: &Mark) -> Result<Option<Vec<u8>>> {
+        self.staging.image(mark.epoch, mark.snapshot)
+    }
+
     /// Oldest first.
     pub fn pending_marks(&self) -> Vec<Arc<Mark>> {
         self.marks.pending.lock().values().cloned().collect()

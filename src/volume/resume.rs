@@ -27,6 +27,7 @@ impl Volume {
             self.marks.resume(Arc::new(Mark::from_file(&pending)));
         }
         let pending = self.marks.pending_epochs();
+        self.staging.clear_images(&pending)?;
         match pending.is_empty() {
             true => self.staging.clear()?,
             false => self.staging.load()?,

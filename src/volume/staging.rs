@@ -6,6 +6,7 @@
 use crate::device::{AlignedBuf, BackingFile, Device, OpenMode};
 use crate::error::{Error, Result};
 use crate::ondisk::bytes::put;
+use crate::ondisk::image;
 use crate::ondisk::mark::PendingMark;
 use crate::ondisk::staged::{Batch, StagedEntry, batch_len, data_offset};
 use crate::units::{PAGE, PAGE_BYTES};
@@ -18,6 +19,8 @@ use uuid::Uuid;
 const DIR: &str = "staging";
 /// A file that has reached this takes no further batch.
 const FILE_BYTES: u64 = 64 << 20;
+/// An image may take one in so many bytes of what staging may take.
+const IMAGE_PART_OF_LIMIT: u64 = 4;
 
 pub(super) struct Staging {
     device: Arc<dyn Device>,
@@ -60,6 +63,10 @@ fn path_of(number: u64) -> String {
 
 fn mark_path(epoch: u32) -> String {
     format!("{DIR}/{epoch:08x}.mark")
+}
+
+fn image_path(epoch: u32) -> String {
+    format!("{DIR}/{epoch:08x}.image")
 }
 
 /// The bytes of the batch at `from`, if they are all there.
@@ -114,13 +121,49 @@ impl Staging {
     pub fn note_mark(&self, mark: &PendingMark) -> Result<()> {
         let path = mark_path(mark.epoch);
         self.make_dir()?;
+        self.write_small(&path, &mark.encode())
+    }
+
+    fn write_small(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let write = || -> std::io::Result<()> {
-            let file = self.device.open(&path, OpenMode { create: true, ..OpenMode::default() })?;
-            file.write_all_at(&mark.encode(), 0)?;
+            let file = self.device.open(path, OpenMode { create: true, ..OpenMode::default() })?;
+            file.set_len(bytes.len() as u64)?;
+            file.write_all_at(bytes, 0)?;
             file.sync_data()?;
             self.device.sync_dir(DIR)
         };
-        write().map_err(|e| Error::io("write", self.full(&path), e))
+        write().map_err(|e| Error::io("write", self.full(path), e))
+    }
+
+    /// Keeps `content` beside the mark, durably, for whoever goes on with it. It goes with the mark. Errors: `SnapshotFailed` when it is too large.
+    pub fn keep_image(&self, epoch: u32, snapshot: Uuid, content: &[u8]) -> Result<()> {
+        let (len, limit) = (content.len() as u64, self.limit_bytes());
+        if len > limit / IMAGE_PART_OF_LIMIT {
+            let why = format!("{len} bytes are more than a quarter of the {limit} that staging may take");
+            return Err(Error::SnapshotFailed { why });
+        }
+        self.write_small(&image_path(epoch), &image::encode(self.volume, snapshot, content))
+    }
+
+    /// What was kept beside the mark; None: nothing, or nothing whole.
+    pub fn image(&self, epoch: u32, snapshot: Uuid) -> Result<Option<Vec<u8>>> {
+        let path = image_path(epoch);
+        if !self.device.exists(&path).map_err(|e| Error::io("look for", self.full(&path), e))? {
+            return Ok(None);
+        }
+        let (_, bytes, len) = self.read_whole(&path)?;
+        let whole = image::decode(bytes.get(..len).unwrap_or_default());
+        Ok(whole
+            .ok()
+            .filter(|(volume, of, _)| (*volume, *of) == (self.volume, snapshot))
+            .map(|(_, _, content)| content))
+    }
+
+    /// Removes images of other marks than these, which a crash left behind.
+    pub fn clear_images(&self, pending: &[u32]) -> Result<()> {
+        let of_pending: Vec<String> = pending.iter().map(|&epoch| image_path(epoch)).collect();
+        let paths = self.names(".image")?.into_iter().map(|name| format!("{DIR}/{name}"));
+        paths.filter(|path| !of_pending.contains(path)).try_for_each(|path| self.remove_file(&path))
     }
 
     /// Returns when no mount will take the mark for a pending one any more.
@@ -134,7 +177,10 @@ impl Staging {
             Err(_) => return Ok(()),
             Ok(()) => {}
         }
-        self.device.sync_dir(DIR).map_err(|e| Error::io("sync", self.full(DIR), e))
+        self.device.sync_dir(DIR).map_err(|e| Error::io("sync", self.full(DIR), e))?;
+        // Only after the mark, which nobody could go on with otherwise; left behind, it goes with the next mount.
+        self.device.remove_file(&image_path(epoch)).ok();
+        Ok(())
     }
 
     /// Marks whose files an earlier mount left. A file that was cut short is of a mark that nobody was told of.

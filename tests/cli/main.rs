@@ -12,5 +12,6 @@ mod rollback;
 mod secrets;
 mod snapshots;
 mod traces;
+mod unfinished;
 mod usage;
 mod volume;

@@ -3,8 +3,10 @@
 
 use crate::harness::{FILES, Harness, Model, Op, Random};
 use crate::marks::{Contents, Marked, by_id, check_changes, check_mark};
+use heatfs::device::Device;
 use heatfs::device::sim::{SimWorld, Survival};
 use heatfs::units::FileId;
+use heatfs::volume::Mark;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
@@ -27,8 +29,15 @@ struct Ended {
     published: Vec<Uuid>,
     /// Marks that were waited for and not ended.
     waited: BTreeSet<Uuid>,
+    /// Of these, marks whose image is kept.
+    kept: BTreeSet<Uuid>,
     /// Marks whose end was acknowledged.
     ended: BTreeSet<Uuid>,
+}
+
+/// What is kept beside a mark: longer than a page, and of this mark alone.
+fn image_of(mark: &Mark) -> Vec<u8> {
+    mark.snapshot.as_bytes().repeat(300)
 }
 
 fn steps(seed: u64, count: usize) -> Vec<Step> {
@@ -55,9 +64,9 @@ fn run_until_crash(world: &SimWorld, ids: &[FileId], steps: &[Step], crash_at: u
     let world = world.fork();
     world.crash_at(crash_at);
     let (marked, published) = (BTreeMap::new(), Vec::new());
-    let (waited, released) = (BTreeSet::new(), BTreeSet::new());
+    let (waited, kept, released) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut ended =
-        Ended { world: world.clone(), begun: 0, acknowledged: 0, marked, published, waited, ended: released };
+        Ended { world: world.clone(), begun: 0, acknowledged: 0, marked, published, waited, kept, ended: released };
     let Ok(mut harness) = Harness::open(world.clone(), ids.to_vec()) else { return Some(ended) };
     let (mut model, mut pending) = (Model::default(), Vec::new());
     for (index, step) in steps.iter().enumerate() {
@@ -75,6 +84,7 @@ fn run_until_crash(world: &SimWorld, ids: &[FileId], steps: &[Step], crash_at: u
             Step::Publish if !pending.is_empty() => {
                 let Marked { mark, .. } = pending.remove(0);
                 ended.waited.remove(&mark.snapshot);
+                ended.kept.remove(&mark.snapshot);
                 let volume = harness.volume();
                 let result = volume.wait_for_mark(&mark).and_then(|()| volume.publish_mark(&mark, None));
                 if result.is_ok() {
@@ -88,6 +98,7 @@ fn run_until_crash(world: &SimWorld, ids: &[FileId], steps: &[Step], crash_at: u
             Step::Release if !pending.is_empty() => {
                 let Marked { mark, .. } = pending.remove(0);
                 ended.waited.remove(&mark.snapshot);
+                ended.kept.remove(&mark.snapshot);
                 harness.volume().release_mark(&mark);
                 ended.ended.extend((!world.crashed()).then_some(mark.snapshot));
                 Ok(())
@@ -95,10 +106,14 @@ fn run_until_crash(world: &SimWorld, ids: &[FileId], steps: &[Step], crash_at: u
             Step::Wait if !pending.is_empty() => {
                 let mark = &pending[pending.len() - 1].mark;
                 let result = harness.volume().wait_for_mark(mark);
+                let kept = result.is_ok().then(|| harness.volume().keep_image(mark, &image_of(mark)));
                 if result.is_ok() {
                     ended.waited.insert(mark.snapshot);
                 }
-                result
+                if matches!(kept, Some(Ok(()))) {
+                    ended.kept.insert(mark.snapshot);
+                }
+                result.and(kept.unwrap_or(Ok(())))
             }
             Step::Mark | Step::Wait | Step::Publish | Step::Release => Ok(()),
         };
@@ -130,6 +145,9 @@ fn check_recovery(ended: &Ended, ids: &[FileId], steps: &[Step], survival: Survi
     }
     for mark in resumed {
         assert!(!ended.ended.contains(&mark.snapshot), "{what}: {} is pending again", mark.snapshot);
+        let image = volume.image(&mark).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(image.is_some() || !ended.kept.contains(&mark.snapshot), "{what}: an image is lost");
+        assert!(image.is_none_or(|image| image == image_of(&mark)), "{what}: an image is not what was kept");
         let then = ended.marked[&mark.snapshot].clone();
         let marked = Marked::new(mark, then);
         check_mark(volume, &marked, what);
@@ -154,6 +172,8 @@ fn check_recovery(ended: &Ended, ids: &[FileId], steps: &[Step], survival: Survi
     volume.coalesce_all(&mut |_, _| {}).unwrap_or_else(|error| panic!("{what}: {error}"));
     volume.checkpoint().unwrap_or_else(|error| panic!("{what}: {error}"));
     assert!(harness.contents().expect("readable") == seen, "{what}: settling changed contents");
+    let staging = harness.world.device("nvme").list("staging").unwrap_or_default();
+    assert!(!staging.iter().any(|name| name.ends_with(".image")), "{what}: {staging:?}");
     assert_eq!(volume.check(true).expect("the check runs"), vec![], "{what}");
 }
 

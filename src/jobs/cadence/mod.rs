@@ -42,6 +42,8 @@ const PAGES_LOGGED: usize = 20;
 pub enum Reason {
     Request,
     Schedule,
+    /// It was begun before, and something came in between.
+    Resume,
 }
 
 impl Reason {
@@ -49,6 +51,7 @@ impl Reason {
         match self {
             Reason::Request => "request",
             Reason::Schedule => "schedule",
+            Reason::Resume => "resume",
         }
     }
 }
@@ -160,7 +163,8 @@ impl Keeper {
         open_repository(path, self.settings.key_file.as_deref())
     }
 
-    /// Takes a snapshot, and returns when it is durable in the repository. Errors: `Busy` while another one is taken.
+    /// Takes a snapshot, and returns when it is durable in the repository. One that is not stored yet comes first. Errors: `Busy` while another one is
+    /// taken; `Unfinished` when the repository failed, and it is stored later.
     pub fn take(
         &self,
         repository: &Repository,
@@ -171,6 +175,44 @@ impl Keeper {
         let Some(_alone) = self.alone.try_lock() else {
             return Err(Error::Busy("a snapshot is being taken already".to_owned()));
         };
+        self.finish_pending(repository)?;
+        self.attempt(repository, reason, |source| snapshot::take(source, labels, tally))
+    }
+
+    /// Stores what was taken and is not stored yet. Errors: `Unfinished` when that has to wait, and whatever keeps the repository from being opened.
+    fn finish(&self) -> Result<()> {
+        let Some(_alone) = self.alone.try_lock() else { return Ok(()) };
+        if self.volume.pending_marks().is_empty() {
+            return Ok(());
+        }
+        let finished = self.repository().and_then(|repository| self.finish_pending(&repository));
+        if let Err(error) = &finished {
+            self.status.lock().unfinished = self.volume.pending_marks().first().map(|_| error.to_string());
+        }
+        finished
+    }
+
+    /// Nobody else is at work on a mark: `alone` is held.
+    fn finish_pending(&self, repository: &Repository) -> Result<()> {
+        for mark in self.volume.pending_marks() {
+            tracing::info!(mark = %mark.snapshot, "going on with a snapshot that is not stored yet");
+            let tally = Tally::default();
+            let resumed = self.attempt(repository, Reason::Resume, |source| snapshot::resume(source, &mark, &tally));
+            // After any other error it is given up, and that was told.
+            if let Err(error @ Error::Unfinished { .. }) = resumed {
+                return Err(error);
+            }
+        }
+        self.status.lock().unfinished = None;
+        Ok(())
+    }
+
+    fn attempt(
+        &self,
+        repository: &Repository,
+        reason: Reason,
+        work: impl FnOnce(&Source<'_>) -> Result<Root>,
+    ) -> Result<Root> {
         let settings = &self.settings;
         let _running = Running::begin(self);
         self.events.publish(What::SnapshotStarted { reason: reason.as_str().to_owned() });
@@ -185,14 +227,19 @@ impl Keeper {
             pace: Pace::new(Arc::clone(&self.volume), settings.busy_share, settings.bytes_per_second),
             hooks: &hooks,
         };
-        let outcome = snapshot::take(&source, labels, tally);
+        let outcome = work(&source);
         let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         match &outcome {
             Ok(root) => {
                 self.succeeded(root, reason, elapsed_ms);
                 hooks.done(&root.id.to_string());
             }
-            Err(error) => self.failed(&error.to_string(), reason),
+            Err(error) => {
+                if let Error::Unfinished { .. } = error {
+                    self.status.lock().unfinished = Some(error.to_string());
+                }
+                self.failed(&error.to_string(), reason);
+            }
         }
         outcome
     }

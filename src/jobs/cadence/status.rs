@@ -12,6 +12,8 @@ pub struct SnapshotsStatus {
     /// The calendar's expressions; empty: only when somebody asks.
     pub schedule: Vec<String>,
     pub running: bool,
+    /// Why a snapshot that is taken is not stored yet; None: there is none, or it is being stored for the first time.
+    pub unfinished: Option<String>,
     pub next_ns: Option<WallNs>,
     pub taken: u64,
     pub failed: u64,
@@ -60,6 +62,7 @@ impl SnapshotsStatus {
             let (times, why) = (self.failures_in_row, self.last_failure.as_deref().unwrap_or("it is not known why"));
             found.push(format!("the scheduled snapshot failed ({times} in a row): {why}"));
         }
+        found.extend(self.unfinished.clone());
         if self.bad_pages > 0 {
             let (count, first) = (self.bad_pages, self.first_bad_page.as_deref().unwrap_or("?"));
             found.push(format!(

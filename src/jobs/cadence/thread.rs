@@ -4,6 +4,7 @@ use super::{Keeper, Reason, judged};
 use crate::device::clock::{Instant, monotonic_now, wall_now};
 use crate::error::{Error, Result};
 use crate::jobs::events::What;
+use crate::jobs::shown;
 use crate::jobs::snapshot::{SnapshotInfo, Tally};
 use crate::policy::cadence::{self, back_off};
 use crate::repository::{PruneOptions, Repository, Retention, VerifyOptions};
@@ -89,6 +90,11 @@ impl Agenda {
             return;
         }
         self.wait_until = None;
+        if let Err(error) = keeper.finish() {
+            self.failures += 1;
+            self.wait_until = Some(monotonic_now() + back_off(self.failures));
+            return tracing::warn!("{error}");
+        }
         let worked = self.look(keeper).and_then(|()| self.snapshot_if_due(keeper));
         if let Err(error) = worked {
             self.failures += 1;
@@ -230,6 +236,7 @@ impl Agenda {
 
 /// Returns how many went.
 fn delete_what_no_rule_keeps(keeper: &Keeper, repository: &Repository) -> Result<u64> {
+    shown::clear_abandoned(repository);
     let verdicts = judged(repository, keeper.volume_id(), &keeper.settings.keep)?;
     let mut deleted = 0;
     for verdict in verdicts.iter().filter(|verdict| verdict.keep.is_empty()) {

@@ -2,7 +2,7 @@
 
 use super::pages::PageFiles;
 use crate::error::{Error, Result};
-use crate::repository::{self, Entry, EntryKind, Writer};
+use crate::repository::{self, Entry, EntryKind, NamespaceWriter, Writer};
 use crate::units::{FileId, WallNs};
 use crate::volume::{FileAt, Mark};
 use std::collections::{HashMap, HashSet};
@@ -56,28 +56,54 @@ pub trait Moment {
     fn walk(&self, visit: &mut dyn FnMut(&ImageEntry<'_>) -> Result<()>) -> Result<()>;
 }
 
-/// Writes all names, and lists the files that they lead to, each once. `pages` takes note of those that it wants to look at.
-pub(super) fn write(
-    moment: &dyn Moment,
-    writer: &Writer<'_>,
-    files: &HashMap<FileId, FileAt>,
-    pages: &mut PageFiles,
-) -> Result<(repository::Names, Vec<FileAt>)> {
-    let mut names = writer.namespace();
-    let mut listed: HashSet<FileId> = HashSet::new();
-    let mut named = Vec::new();
-    moment.walk(&mut |met| {
-        let entry = entry_of(met, files)?;
+/// What the names of a snapshot come to: the repository's own table of them, and the files that they lead to, each once.
+pub(super) struct Listing<'a> {
+    names: NamespaceWriter<'a>,
+    files: &'a HashMap<FileId, FileAt>,
+    /// Takes note of the files that it wants to look at.
+    pages: PageFiles,
+    listed: HashSet<FileId>,
+    named: Vec<FileAt>,
+}
+
+/// All names of a snapshot, written.
+pub(super) struct Listed {
+    pub names: repository::Names,
+    pub files: Vec<FileAt>,
+    pub pages: PageFiles,
+}
+
+impl<'a> Listing<'a> {
+    /// `files`: those that the volume knows as of the mark.
+    pub fn new(writer: &'a Writer<'_>, files: &'a HashMap<FileId, FileAt>) -> Listing<'a> {
+        let (pages, listed, named) = (PageFiles::default(), HashSet::new(), Vec::new());
+        Listing { names: writer.namespace(), files, pages, listed, named }
+    }
+
+    /// The next name, in order of paths.
+    pub fn add(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
         if let EntryKind::File { file } = entry.kind
-            && listed.insert(file)
+            && self.listed.insert(file)
         {
-            pages.meet(met.path, file);
+            self.pages.meet(path, file);
             // Without a row it was made and never written.
-            named.push(files.get(&file).cloned().unwrap_or(FileAt { file, size_bytes: 0, mtime: None }));
+            self.named.push(self.files.get(&file).cloned().unwrap_or(FileAt { file, size_bytes: 0, mtime: None }));
         }
-        names.add(met.path, &entry)
-    })?;
-    Ok((writer.end_namespace(names)?, named))
+        self.names.add(path, entry)
+    }
+
+    pub fn finish(self, writer: &Writer<'_>) -> Result<Listed> {
+        Ok(Listed { names: writer.end_namespace(self.names)?, files: self.named, pages: self.pages })
+    }
+}
+
+/// Walks the names of the moment.
+pub(super) fn walk(
+    moment: &dyn Moment,
+    files: &HashMap<FileId, FileAt>,
+    visit: &mut dyn FnMut(&[u8], &Entry) -> Result<()>,
+) -> Result<()> {
+    moment.walk(&mut |met| visit(met.path, &entry_of(met, files)?))
 }
 
 fn entry_of(met: &ImageEntry<'_>, files: &HashMap<FileId, FileAt>) -> Result<Entry> {

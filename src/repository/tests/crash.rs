@@ -9,10 +9,10 @@ use crate::repository::{PruneOptions, Repository, SnapshotId};
 use std::collections::BTreeMap;
 
 /// Snapshots that are known to be complete, by name.
-type Known = BTreeMap<SnapshotId, Model>;
+pub type Known = BTreeMap<SnapshotId, Model>;
 
 /// Every snapshot that is listed must be whole: one of those acknowledged, or the one that was being made.
-fn check_all(repository: &Repository, known: &Known, pending: Option<&Model>, what: &str) -> usize {
+pub fn check_all(repository: &Repository, known: &Known, pending: Option<&Model>, what: &str) -> usize {
     let roots = repository.snapshots().unwrap_or_else(|e| panic!("{what}: {e}"));
     for root in &roots {
         let snapshot = repository.snapshot(root.id).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -22,7 +22,7 @@ fn check_all(repository: &Repository, known: &Known, pending: Option<&Model>, wh
     roots.len()
 }
 
-fn survivals(at: u64) -> [Survival; 3] {
+pub fn survivals(at: u64) -> [Survival; 3] {
     [Survival::None, Survival::All, Survival::Seed(at)]
 }
 
@@ -49,7 +49,7 @@ fn making_a_repository_can_be_interrupted_anywhere() {
 }
 
 /// A repository with a few snapshots of a volume, and the volume with its next changes.
-fn prepared(seed: u64, snapshots: i64) -> (SimWorld, Known, Option<SnapshotId>, Model) {
+pub fn prepared(seed: u64, snapshots: i64) -> (SimWorld, Known, Option<SnapshotId>, Model) {
     let mut random = Random(seed);
     let world = SimWorld::new(seed);
     let repository = repository_on(&world);

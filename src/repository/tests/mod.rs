@@ -1,5 +1,6 @@
 //! The repository on simulated disks: what it stores, what it survives.
 
+mod archive;
 mod capture;
 mod crash;
 mod damage;

@@ -1,11 +1,13 @@
 //! Prune beside writers, on full disks, and what it gives back.
 
 use super::capture::{change, random_model};
+use super::crash::{check_all, prepared};
 use super::lab::{Model, PAGE, Random, VOLUME, check, meta, options, repository_on, take, take_with};
-use crate::device::Device;
 use crate::device::sim::SimWorld;
+use crate::device::{Device, OpenMode};
 use crate::error::{Error, Result};
 use crate::repository::index::list_packs;
+use crate::repository::small::read_file;
 use crate::repository::{
     PruneOptions, Reason, RefKind, Repository, Stored, WriterOptions, generations::Generations, root, segment::Segment,
 };
@@ -35,8 +37,7 @@ pub fn assert_index_names_no_deleted_pack(repository: &Repository, what: &str) {
 
 fn stored_bytes(repository: &Repository) -> u64 {
     let device = &repository.store.small.device;
-    let len =
-        |path: &str| device.open(path, crate::device::OpenMode::default()).and_then(|f| f.len()).expect("a length");
+    let len = |path: &str| device.open(path, OpenMode::default()).and_then(|f| f.len()).expect("a length");
     list_packs(device.as_ref()).expect("listed").iter().map(|pack| len(&pack.path())).sum()
 }
 
@@ -189,6 +190,37 @@ fn a_writer_that_was_given_up_finds_out() {
 }
 
 /// R18: a root that was written too late for the seal of its generation does not count, whoever asks.
+/// I9: a pack that cannot be found while it prunes, and is brought back later, costs nothing that it leads to.
+#[test]
+fn a_pack_that_is_away_during_a_prune_takes_nothing_with_it() {
+    let (world, mut known, parent, _) = prepared(400, 5);
+    let repository = Repository::open(world.device("repository"), None).expect("opens");
+    let doomed = *known.keys().find(|id| Some(**id) != parent).expect("there are some");
+    repository.delete(doomed).expect("deleted");
+    known.remove(&doomed);
+    let options = PruneOptions { live_percent_min: 100, ..PruneOptions::default() };
+    let (mut refused, mut pruned) = (0, 0);
+    for pack in list_packs(world.device("repository").as_ref()).expect("listed") {
+        let world = world.fork();
+        let device = world.device("repository");
+        let bytes = read_file(device.as_ref(), &pack.path()).expect("read").expect("there");
+        device.remove_file(&pack.path()).expect("taken away");
+        let repository = Repository::open(world.device("repository"), None).expect("opens");
+        match settle(&repository, &options) {
+            Ok(()) => pruned += 1,
+            Err(error) => {
+                assert!(error.to_string().contains("prune cannot tell"), "{error}");
+                refused += 1;
+            }
+        }
+        let file = device.open(&pack.path(), OpenMode { create: true, ..OpenMode::default() }).expect("made");
+        file.write_all_at(&bytes, 0).expect("brought back");
+        let repository = Repository::open(device, None).expect("opens");
+        assert_eq!(check_all(&repository, &known, None, &format!("pack {pack}")), known.len());
+    }
+    assert!(refused > 0 && pruned > 0, "{refused} refused, {pruned} pruned");
+}
+
 #[test]
 fn a_root_missing_from_its_seal_is_void() {
     let world = SimWorld::new(1);
