@@ -1,10 +1,10 @@
 //! The content of one file as a tree, whose unchanged parts snapshots share.
 //!
 //! A file is cut into slots of 64 KiB, 64 slots make a leaf (4 MiB), 64 leaves or inner nodes an inner node: level 1 spans 256 MiB,
-//! level 2 16 GiB, level 5 more than files can have. A tree is as tall as its last byte demands; subtrees of nothing but holes are absent.
+//! level 2 16 GiB, level 7 all that 63 bits can say. A tree is as tall as its last byte demands; subtrees of nothing but holes are absent.
 //!
 //! A slot is a base and pages over it. The base is what was stored when the slot was written whole: one object of up to 64 KiB. Pages that changed
-//! since are objects of their own: identity per page, without 24 bytes per clean page in each leaf. When every page has been replaced,
+//! since are objects of their own: identity per page, without the 58 bytes of a clean page in each leaf. When every page has been replaced,
 //! the base is left out. Depth is one, so restoring never walks a chain. `valid` says how many bytes of an object still count, so that cutting a
 //! file needs no byte of it; what lies beyond reads as zero.
 //!

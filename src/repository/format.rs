@@ -26,7 +26,7 @@ pub const PATH: &str = "format";
 const FIXED_BYTES: usize = 72;
 const MASTER_BYTES_MAX: usize = 256;
 
-/// Objects are encrypted.
+/// Frames of packs, and roots, are encrypted.
 pub const INCOMPAT_ENCRYPTED: u64 = 1;
 const KNOWN_INCOMPAT: u64 = INCOMPAT_ENCRYPTED;
 const KNOWN_RO_COMPAT: u64 = 0;

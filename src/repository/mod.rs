@@ -5,17 +5,18 @@
 //! packs/<x>/<pack>             objects in compressed, perhaps encrypted frames                pack.rs
 //! index/<generation>-<n>-<x>   which object lies where, sorted; can be made again from packs  segment.rs, index.rs
 //! snapshots/<ulid>             roots                                                          root.rs
-//! refs/<name>/<generation>     pins and tags; the highest generation counts                   refs.rs
+//! refs/<name>/<number>         pins and tags; the highest number counts                       refs.rs
 //! leases/<id>, <id>.fence      writers at work, and those that prune gave up                  lease.rs
 //! gc/<generation>-<step>       the steps of each prune                                        generations.rs, plan.rs
-//! verify/<n>                   what was verified when                                         verify.rs
+//! verify/ledger                what was verified when                                         verify.rs
 //! archive                      where cold packs are moved to                                  archive.rs, shelf.rs
+//! reserve                      room for the next prune                                        prune/clear.rs
 //! tmp/                         files that have no name yet
 //! ```
 //!
 //! **Objects** are pages and slots of files (up to 64 KiB) and nodes of trees. An object is named by keyed BLAKE3 of its bytes, and checked against this name whenever
 //! it is read from the disk (I8). A reference to it carries its place too, so that reading needs no index; when prune has moved the object, the
-//! index tells the new place. Nothing is ever overwritten; prune is the only deleter.
+//! index tells the new place. No object is ever overwritten; prune is the only deleter of packs.
 //!
 //! **A snapshot** is a root with two tables: names (path to attributes and file id) and files (file id to size and content tree). Tables
 //! are sorted and cut by content (`table.rs`), trees by offset (`content.rs`); equal runs and subtrees are shared with the parent, so a snapshot
@@ -24,7 +25,8 @@
 //! **Writing** (`writer.rs`): lease, packs, index segments, root, each durable before the next. **Prune** (`prune.rs`) never races with a writer:
 //! generations and leases decide, not clocks (`generations.rs`, `lease.rs`). Every crash leaves either a snapshot or garbage.
 //!
-//! All integers are little-endian. Formats are described at the head of the file that owns them, and pinned there by golden bytes.
+//! All integers are little-endian. `FORMAT.md` beside this file describes every byte for those who write a reader of their own, or mend a repository by hand; the head of a file says of its format what its
+//! code needs. Both change together. Golden bytes here, and those in `fuzz/corpus/repository`, hold the formats as they are.
 
 mod archive;
 mod cache;

@@ -10,12 +10,12 @@
 //! Frame: stored bytes u32, raw bytes u32, encoding u8 (0 as is, 1 LZ4 block), three zero bytes, CRC-32C u32 of the 12 bytes before and the
 //! stored bytes; then the stored bytes. They are sealed when the repository is encrypted, with (pack id, frame number) as their place.
 //!
-//! Table of contents: count of frames u32, count of objects u32; per frame: offset u32, stored bytes u32, raw bytes u32;
+//! Table of contents: count of frames u32, count of objects u32; per frame: offset u32, stored bytes with the frame's header u32, raw bytes u32;
 //! per object: id (32), frame u32, start u32, length u32.
 //!
 //! Trailer: offset of the table u64, its bytes u64, version u32, zero u32, BLAKE3 of header and table (32), magic `HEATPEND`.
 //!
-//! Objects of up to [`FRAME_RAW_BYTES`] share frames: the frame is the unit of compression, the object that of identity.
+//! Objects of less than half of [`FRAME_RAW_BYTES`] share frames: the frame is the unit of compression, the object that of identity.
 //! Frames are numbered in the order in which they are begun, so that an object's place is known before its frame is full.
 
 use super::ids::{LeaseId, ObjectId, PackId, Place};
@@ -33,12 +33,12 @@ const VERSION: u32 = 1;
 pub const HEADER_BYTES: usize = 64;
 const TRAILER_BYTES: usize = 64;
 const FRAME_HEADER_BYTES: usize = 16;
-/// A frame is ended when it holds this much; a single object may be larger.
+/// A frame is ended before it holds more than this; a single object may be larger.
 pub const FRAME_RAW_BYTES: usize = 64 * 1024;
 /// Nothing larger is ever a frame, so nothing larger is believed.
 const FRAME_RAW_BYTES_MAX: u32 = 1 << 20;
 
-/// What a pack holds: pages, or nodes of trees. Apart, because trees are read alone.
+/// What a pack holds: pages, or nodes of trees. Apart, because trees are read alone. A repair puts nodes into packs of data, too.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
     Data,
@@ -103,6 +103,7 @@ impl PackHeader {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FrameEntry {
     pub offset: u32,
+    /// With the frame's header.
     pub stored: u32,
     pub raw: u32,
 }

@@ -10,7 +10,7 @@
 //! Block: up to 127 entries of 32 bytes, then at 4064 their count u32, zeros, and at 4092 CRC-32C of the bytes before. Entry: first 16 bytes of the
 //! object id, number of the pack in the tail's list u32, frame u32, start u32, length u32.
 //!
-//! Tail: pack ids (u64 each), fences (first 8 bytes, big-endian, of each block's first entry, as u64), filter words (u64 each).
+//! Tail: pack ids (u64 each), fences (the number that the first 8 bytes of each block's first entry are, big-endian, as u64), filter words (u64 each).
 //! Trailer: offset of the tail u64, its bytes u64, eight zero bytes, BLAKE3 of header and tail (32), magic `HEATIEND`.
 //!
 //! Only the tail is kept in memory: 8 bytes per 127 entries and a Bloom filter of 8 bits an entry, 17 MiB for a TiB in slots of 64 KiB. The

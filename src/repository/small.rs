@@ -1,4 +1,4 @@
-//! Small objects: roots, leases, refs, seals. One file each, written whole.
+//! Small objects: roots, leases, refs, steps of prunes. One file each, written whole.
 //!
 //! | offset | bytes | field |
 //! | --- | --- | --- |
@@ -76,7 +76,7 @@ impl Kind {
         }
     }
 
-    /// Labels and notes are nobody's business.
+    /// Labels are nobody's business. The names and notes of refs are not sealed.
     fn confidential(self) -> bool {
         self == Kind::Root
     }

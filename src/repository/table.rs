@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 use crate::ondisk::bytes::{Decoded, Malformed, Reader};
 use std::collections::HashSet;
 
-/// One key in this many ends a node.
+/// One key in this many ends a node, once it has [`ENTRIES_MIN`].
 const ENTRIES_MEAN: u32 = 64;
 const ENTRIES_MIN: usize = 8;
-/// A node ends at this size at the latest.
+/// A node ends before a value that would make it larger, keys not counted; a single entry may be larger.
 const NODE_BYTES_MAX: usize = 48 * 1024;
 /// The longest value (a directory entry with its extended attributes) that a node takes.
 pub const VALUE_BYTES_MAX: usize = 512 * 1024;
