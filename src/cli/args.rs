@@ -524,6 +524,21 @@ pub(super) enum RepoCommand {
         #[command(flatten)]
         storage: Storage,
     },
+    /// Store again what is lost, where its bytes are still to be found: in the volume's files, or in another repository that snapshots were copied to.
+    ///
+    /// Reads everything, as `check` does. Exit code 1 when something stays lost.
+    Repair {
+        /// Another repository, with copies of snapshots.
+        #[arg(long, value_name = "DIR")]
+        from: Option<PathBuf>,
+        #[arg(long, value_name = "FILE", requires = "from")]
+        from_key_file: Option<PathBuf>,
+        /// A directory with the volume's files, for example a restored snapshot [default: where the volume is mounted].
+        #[arg(long, value_name = "DIR")]
+        live: Option<PathBuf>,
+        #[command(flatten)]
+        storage: Storage,
+    },
     /// Copy a snapshot to another repository; what the other has of an earlier one is not copied again.
     Copy {
         #[arg(value_name = "SNAPSHOT")]

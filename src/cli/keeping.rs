@@ -7,6 +7,7 @@ use super::{out, show};
 use crate::daemon::quantity::rounded_bytes;
 use crate::device::clock::wall_now;
 use crate::error::Error;
+use crate::jobs::mend::{MendSources, mend};
 use crate::jobs::shown;
 use crate::jobs::snapshot::{SnapshotInfo, open_repository};
 use crate::repository::{
@@ -18,7 +19,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 /// Names of pins that nobody gave a name.
@@ -213,6 +214,43 @@ pub(super) fn verify(
         return Ok(());
     }
     bail!("{}: {} objects are damaged, in {} snapshots", repository.path(), verified.damage.len(), verified.hurt.len())
+}
+
+/// Fails when something stays lost. `from`: another repository and its key file.
+pub(super) fn repair(
+    volume: &Choice,
+    storage: &Storage,
+    from: (Option<&Path>, Option<&Path>),
+    live: Option<PathBuf>,
+    as_json: bool,
+) -> Result<()> {
+    let repository = open(volume, storage)?;
+    let other = from.0.map(|path| open_repository(path, from.1)).transpose()?;
+    let mounted = || volume.settings().ok().map(|settings| settings.mount).filter(|path| path.is_dir());
+    let live = live.or_else(mounted);
+    let sources = MendSources { live: live.iter().map(PathBuf::as_path).collect(), copies: other.as_ref() };
+    let bar = bytes_bar("verifying");
+    let mended = mend(&repository, &sources, wall_now(), &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let mended = mended?;
+    match as_json {
+        true => out::json(&mended)?,
+        false => {
+            let index =
+                mended.index_rebuilt.map(|listed| format!("the index was damaged: made again, {listed} objects\n"));
+            let lines = mended.left.iter().map(|line| format!("{line}\n")).collect::<String>();
+            let counts = format!("{} of {} lost objects are stored again\n", mended.mended, mended.lost);
+            out::text(&format!("{}{lines}{counts}", index.unwrap_or_default()))?;
+        }
+    }
+    if mended.mended == mended.lost {
+        return Ok(());
+    }
+    let left = mended.lost - mended.mended;
+    bail!("{}: {left} objects stay lost: neither live files nor copies have their bytes", repository.path())
 }
 
 fn verified(report: VerifyReport) -> Verified {

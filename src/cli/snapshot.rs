@@ -215,6 +215,9 @@ pub(super) fn repo(volume: &Choice, request: Repo, as_json: bool) -> Result<()> 
             }
         }
         RepoCommand::Check { storage } => keeping::verify(volume, &storage, None, 1, as_json),
+        RepoCommand::Repair { from, from_key_file, live, storage } => {
+            keeping::repair(volume, &storage, (from.as_deref(), from_key_file.as_deref()), live, as_json)
+        }
         RepoCommand::Copy { id, to, to_key_file, storage } => {
             keeping::copy(volume, &storage, &id, &to, to_key_file.as_deref(), as_json)
         }

@@ -19,6 +19,7 @@ mod home;
 pub mod hooks;
 pub mod hydrate;
 mod manifest;
+pub mod mend;
 pub mod migrate;
 mod mirror;
 mod mounts;

@@ -258,11 +258,12 @@ impl Round<'_> {
         let mut packs: Vec<PackId> = list_packs(self.small.device.as_ref())?.into_iter().collect();
         packs.sort_unstable();
         let archived = self.repository.archived_packs()?;
+        let unsound = self.repository.unsound_packs();
         for pack in packs {
             let bytes = self.pack_bytes(pack)?;
             let usage = usage.get(&pack).copied().unwrap_or_default();
             let header = PackReader::header(self.small.device.as_ref(), pack)?;
-            let judged = self.judge(pack, header.as_ref(), usage, leases, marks);
+            let judged = self.judge(pack, header.as_ref(), usage, leases, marks, unsound.contains(&pack));
             // What is archived would come back by being written anew.
             let rewritten = |reason: &Reason| matches!(reason, Reason::Sparse | Reason::Small);
             let condemned = match judged.filter(|reason| !(rewritten(reason) && archived.contains(&pack))) {
@@ -308,6 +309,7 @@ impl Round<'_> {
         usage: Usage,
         leases: &[Lease],
         marks: &Marks<'_>,
+        unsound: bool,
     ) -> Option<Reason> {
         let owned = match header {
             Some(header) => leases.iter().any(|lease| lease.id == header.lease),
@@ -324,7 +326,8 @@ impl Round<'_> {
         if usage.live_bytes == 0 {
             return Some(Reason::Unused);
         }
-        if usage.live_bytes * 100 < usage.raw_bytes * self.options.live_percent_min {
+        // What a repair stored again is not used here any more; if all of the rest can be read, the damage goes with the pack.
+        if unsound || usage.live_bytes * 100 < usage.raw_bytes * self.options.live_percent_min {
             return Some(Reason::Sparse);
         }
         (usage.raw_bytes < self.repository.format.pack_bytes / 4).then_some(Reason::Small)

@@ -149,6 +149,11 @@ impl Repository {
         Ok(VerifyStanding { last: ledger.packs.values().map(|(when, _)| *when).max(), damaged: damaged as u64 })
     }
 
+    /// Packs in which damage was found when they were verified last.
+    pub(super) fn unsound_packs(&self) -> HashSet<PackId> {
+        self.ledger().packs.into_iter().filter(|(_, (_, sound))| !sound).map(|(pack, _)| pack).collect()
+    }
+
     fn ledger(&self) -> Ledger {
         // One that does not read is as good as none.
         self.store.small.read(Kind::Ledger, LEDGER).ok().flatten().unwrap_or_default()
