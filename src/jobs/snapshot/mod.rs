@@ -5,9 +5,11 @@
 //! it; else everything, compared with what the parent has. The root makes the snapshot exist; then the volume may count from it.
 
 mod capture;
+mod content;
 mod names;
 mod pages;
 
+pub use content::{PublishedSnapshots, SnapshotContent};
 pub use names::{ImageEntry, Inode, Moment, Names};
 pub use pages::{BadPage, PageReport};
 
