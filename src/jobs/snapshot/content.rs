@@ -174,7 +174,7 @@ mod tests {
         let (parent, search_repository, parent_of_other_volume) = (None, false, false);
         let options = WriterOptions { volume, parent, now: WallNs(1), search_repository, parent_of_other_volume };
         let writer = repository.begin(options).expect("begun");
-        let mut update = writer.file(FILE, 20 * PAGE as u64, PAGE as u64).expect("a file");
+        let mut update = writer.file(FILE, 20 * PAGE as u64, 8192).expect("a file");
         for (page, byte) in (byte..).take(20).enumerate() {
             let bytes: Vec<u8> = (0..PAGE).map(|at| byte.wrapping_add((at % 97) as u8)).collect();
             update.put((page * PAGE) as u64, &bytes).expect("stored");
