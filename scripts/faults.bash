@@ -5,7 +5,7 @@
 # shellcheck shell=bash
 
 FAULT_KINDS=(read-{nvme,sata,hdd,log} write-{nvme,sata,hdd,log} sync-{nvme,sata,hdd} full-{nvme,sata,hdd} slow-{nvme,sata,hdd}
-    hang-{nvme,sata,hdd} sector-{nvme,sata,hdd} corrupt-{nvme,sata,hdd} unplug-{nvme,sata,hdd})
+    hang-{nvme,sata,hdd} sector-{nvme,sata,hdd} rescued-{sata,hdd} corrupt-{nvme,sata,hdd} unplug-{nvme,sata,hdd})
 FAULT_COLUMNS=fault,disks,'reads there','reads elsewhere','write+fsync','log applied',health,'status exits','read errors',load,'healed by'
 STILL_BYTES=$((7 << 20))
 HANG_SECONDS=8
@@ -30,6 +30,8 @@ fault_expected() {
     hang-nvme) echo 'waits ok|waits waits healthy' ;;
     # believed, since bases carry no checksums
     corrupt-*) echo 'other ok ok healthy' ;;
+    # a bad sector, and a snapshot that has what was there
+    rescued-*) echo 'ok ok ok degraded' ;;
     # below the fastest tier: who reads from there alone hears of it
     read-* | sector-*) echo 'EIO ok ok degraded' ;;
     write-* | sync-*) echo "$opened ok ok degraded" ;;
@@ -46,9 +48,14 @@ fault_run() {
     FAULTY=
     volume_plan
     "${ADOPT[@]}" >"$WORK/adopt.log"
+    if [[ $FAULT == rescued ]]; then
+        export HEATFS__SNAPSHOT__REPOSITORY=$WORK/repository
+        heatfs repo init "$HEATFS__SNAPSHOT__REPOSITORY" >"$WORK/repo.log"
+    fi
     daemon_start "$VOLUME_CONFIG" "$DIR"
     prepare_files
     stills_place
+    [[ $FAULT != rescued ]] || heatfs snapshot create --config "$VOLUME_CONFIG" >"$WORK/snapshot.log"
     start_files
     pause_between 500 1500
     fault_begin
@@ -103,9 +110,9 @@ fault_begin() {
     slow) tierlab slow "$TIER" 100x ;;
     hang) tierlab hang "$TIER" ;;
     full) fill_disk ;;
-    sector | corrupt)
+    sector | rescued | corrupt)
         object=$(still_object "$TIER")
-        if [[ $FAULT == sector ]]; then tierlab fail-file "$TIER" "$object" $((1 << 20)) 4096; else tierlab corrupt "$TIER" "$object" $((1 << 20)) 512; fi
+        if [[ $FAULT != corrupt ]]; then tierlab fail-file "$TIER" "$object" $((1 << 20)) 4096; else tierlab corrupt "$TIER" "$object" $((1 << 20)) 512; fi
         ;;
     esac
 }
@@ -208,6 +215,9 @@ fault_observe() {
     agrees 'the metric healthy' "$(metric heatfs_healthy | cut -d. -f1)" "$([[ $HEALTH == healthy ]] && echo 1 || echo 0)"
     agrees 'the metric read_only' "$(metric heatfs_read_only | cut -d. -f1)" "$([[ $HEALTH == read-only ]] && echo 1 || echo 0)"
     # a read that got as far as the tier; where the name could not even be found there was none
+    if [[ $FAULT == rescued ]]; then
+        agrees 'reads rescued' "$(($(metric "heatfs_base_reads_rescued_total{tier=\"$TIER\"}" | cut -d. -f1) > 0))" 1
+    fi
     if [[ $OWN == EIO && $TIER != nvme ]]; then agrees 'errors counted' "$((10#0${ERRORS%%.*} > 0))" 1; fi
     # who writes and syncs is not held up by what goes wrong below the fastest tier; but a page of which a part is written has to be read
     if [[ $FAULT =~ ^(read|sector|unplug)$ ]]; then

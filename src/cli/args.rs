@@ -127,7 +127,8 @@ pub(super) enum Command {
     Release(Release),
     /// Check every structure: of a running volume through its daemon, else on disk.
     Check {
-        /// Also read every block and every record, and verify what has a checksum.
+        /// Also read every block and every record, and verify what has a checksum. What a running volume cannot read on a tier,
+        /// and has on another one or unchanged in its last snapshot, is written again.
         #[arg(long)]
         deep: bool,
     },

@@ -130,6 +130,16 @@ fn tiers(registry: &mut Registry, status: &StatusReply) {
     registry.register("background_reads", "Reads of a tier by moves, snapshots and checks", reads);
     registry.register("background_read_bytes", "Bytes of these reads", per_tier(&counters.background_read_bytes));
     registry.register("base_read_errors", "Reads that a tier's device failed", per_tier(&counters.base_read_errors));
+    registry.register(
+        "base_reads_rescued",
+        "Failed reads of a tier that a copy or the last snapshot answered",
+        per_tier(&counters.base_reads_rescued),
+    );
+    registry.register(
+        "base_pages_rewritten",
+        "Pages written again after that",
+        per_tier(&counters.base_pages_rewritten),
+    );
     registry.register("base_writes", "Writes to a tier's device", per_tier(&counters.base_writes));
     registry.register("base_write_bytes", "Bytes written to a tier's device", per_tier(&counters.base_write_bytes));
 }

@@ -1,6 +1,6 @@
 //! Checks what is on disk: every structure, checksums, and what they say of each other. Each finding says what is wrong and which files it touches.
 //!
-//! Nothing is repaired. [`check`] is for a volume that nobody has mounted; it opens it as a mount would, which replays the log in memory. [`examine`] is for
+//! Nothing is repaired, but a deep look at the daemon's own volume is a reader like any other: what a tier cannot read, and another one or the last snapshot has, is written again. [`check`] is for a volume that nobody has mounted; it opens it as a mount would, which replays the log in memory. [`examine`] is for
 //! the daemon's own volume.
 
 use super::backing::{Backing, TierPlan, exists};

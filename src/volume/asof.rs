@@ -92,7 +92,7 @@ impl Volume {
                 match piece.piece {
                     Piece::Zeros => out.fill(0),
                     Piece::Log(position) => self.log.read(position, out)?,
-                    Piece::Base(tier) => self.read_base(file.id(), tier, piece.start, out)?,
+                    Piece::Base(tier) => drop(self.read_base(&file, tier, piece.start, out)?),
                     // It never changes there: as of the plan it was the base.
                     Piece::Repository => self.read_stored(&file, piece.start, out)?,
                     Piece::Staged(address) => self.staging.read(address, out)?,

@@ -54,9 +54,9 @@ impl ChangeMap {
         let mut out: Vec<Range<u64>> = Vec::new();
         for (&index, piece) in &self.pieces {
             let start = u64::from(index) * u64::from(PIECE_PAGES);
-            for run in piece.runs.iter().map(|&run| PageRun::unpack(run)) {
+            for run in piece.runs_after(epoch) {
                 let range = start + u64::from(run.first)..(start + u64::from(run.last) + 1).min(end_page);
-                if piece.base_epoch.saturating_add(run.age) <= epoch || range.is_empty() {
+                if range.is_empty() {
                     continue;
                 }
                 match out.last_mut() {
@@ -66,6 +66,23 @@ impl ChangeMap {
             }
         }
         out
+    }
+
+    /// Did anything in `start..end` change after `epoch`?
+    pub fn is_changed_in(&self, epoch: u32, start: u64, end: u64) -> bool {
+        let (mut page, end) = (start / CHANGE_PAGE_BYTES, end.div_ceil(CHANGE_PAGE_BYTES));
+        let pages = u64::from(PIECE_PAGES);
+        while page < end {
+            let (piece_start, stop) = (page / pages * pages, end.min((page / pages + 1) * pages));
+            let piece = u32::try_from(page / pages).ok().and_then(|index| self.pieces.get(&index));
+            let hit =
+                |run: PageRun| piece_start + u64::from(run.first) < stop && piece_start + u64::from(run.last) >= page;
+            if piece.is_some_and(|piece| piece.runs_after(epoch).any(hit)) {
+                return true;
+            }
+            page = stop;
+        }
+        false
     }
 
     pub fn is_changed_since(&self, epoch: u32) -> bool {
@@ -117,6 +134,12 @@ pub fn row_is_needed(bytes: &[u8], floor: u32) -> bool {
 }
 
 impl Piece {
+    /// Pages that changed after this epoch, in order.
+    fn runs_after(&self, epoch: u32) -> impl Iterator<Item = PageRun> {
+        let runs = self.runs.iter().map(|&run| PageRun::unpack(run));
+        runs.filter(move |run| self.base_epoch.saturating_add(run.age) > epoch)
+    }
+
     /// True if anything is different now.
     fn touch(&mut self, first: u32, last: u32, epoch: u32, floor: u32) -> bool {
         if self.is_known(first, last, epoch) {
@@ -323,6 +346,9 @@ mod tests {
                         let changed = model[page as usize] > since;
                         prop_assert!(known.contains(&page) || !changed, "page {page} since {since} is missing");
                         prop_assert!(!known.contains(&page) || changed || jump > 1, "page {page} since {since} is not changed");
+                        prop_assert_eq!(map.is_changed_in(since, page * PAGE, (page + 1) * PAGE), known.contains(&page));
+                        let next = page + 3;
+                        prop_assert_eq!(map.is_changed_in(since, page * PAGE, next * PAGE - 1), (page..next).any(|page| known.contains(&page)));
                     }
                 }
             }

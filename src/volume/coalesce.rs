@@ -12,7 +12,7 @@ use super::{Applied, File, Volume, Wrote};
 use crate::device::{AlignedBuf, clock};
 use crate::error::{Error, Result};
 use crate::log::Stretch;
-use crate::units::{BlockNo, FileId, PAGE_BYTES, TierId};
+use crate::units::{BlockNo, FileId, PAGE, PAGE_BYTES, TierId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,7 +119,7 @@ impl Volume {
     /// The 4 KiB runs that the pieces touch, each with its new bytes; reads only where a run is not covered whole.
     fn images_in_place(
         &self,
-        file: &File,
+        file: &Arc<File>,
         tier: TierId,
         gathered: &Gathered,
         sweep: &mut Sweep,
@@ -137,12 +137,34 @@ impl Volume {
             let pieces: Vec<Extent> = gathered.pieces.iter().filter_map(|piece| piece.clipped(from, to)).collect();
             let mut image = AlignedBuf::zeroed(usize::try_from(to - from).unwrap_or(0));
             if pieces.iter().map(Extent::len).sum::<u64>() < to - from {
-                self.read_base(file.id(), tier, from, &mut image)?;
+                self.read_edges(file, tier, from, &pieces, &mut image)?;
             }
             self.overlay_onto(&mut image, from, &pieces, &mut sweep.log)?;
             images.push((from, image));
         }
         Ok(images)
+    }
+
+    /// What lies beneath a run of pages that are not all covered. Those that are need not be readable: writing them is what heals a bad sector.
+    fn read_edges(
+        &self,
+        file: &Arc<File>,
+        tier: TierId,
+        start: u64,
+        pieces: &[Extent],
+        image: &mut AlignedBuf,
+    ) -> Result<()> {
+        let Err(error) = self.read_base(file, tier, start, image) else { return Ok(()) };
+        if !matches!(error, Error::Io { .. }) {
+            return Err(error);
+        }
+        for (page, bytes) in (start..).step_by(PAGE).zip(image.chunks_mut(PAGE)) {
+            let within = pieces.iter().filter_map(|piece| piece.clipped(page, page + PAGE_BYTES));
+            if within.map(|piece| piece.len()).sum::<u64>() < PAGE_BYTES {
+                self.read_base(file, tier, page, bytes)?;
+            }
+        }
+        Ok(())
     }
 
     /// The block's tier takes no writes now. While the log has room its records wait for the tier to come back; then the block
@@ -159,7 +181,7 @@ impl Volume {
             return Ok(Outcome::Later);
         }
         let mut image = AlignedBuf::zeroed(usize::try_from(self.block_bytes()).unwrap_or(0));
-        self.read_base(file.id(), broken, self.block_start(block), &mut image)?;
+        self.read_base(file, broken, self.block_start(block), &mut image)?;
         self.write_full_image(file, block, gathered, image, sweep)
     }
 

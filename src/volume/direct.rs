@@ -5,8 +5,8 @@ use super::io::Piece;
 use super::readers::OwnedReading;
 use super::{File, Volume};
 use crate::device::{BackingFile, clock};
-use crate::error::Result;
-use crate::units::{FileId, PAGE_BYTES, TierId};
+use crate::error::{Error, Result};
+use crate::units::{PAGE_BYTES, TierId};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::time::Instant;
 pub struct DirectRead {
     volume: Arc<Volume>,
     object: Arc<dyn BackingFile>,
-    file: FileId,
+    file: Arc<File>,
     offset: u64,
     length: usize,
     began: Instant,
@@ -37,7 +37,15 @@ impl Volume {
         let object = self.objects(TierId::FASTEST).ok()?.get(file.id(), false).ok()??;
         object.descriptor()?;
         let began = clock::monotonic_now();
-        Some(DirectRead { volume: Arc::clone(self), object, file: file.id(), offset, length, began, _reading: reading })
+        Some(DirectRead {
+            volume: Arc::clone(self),
+            object,
+            file: Arc::clone(file),
+            offset,
+            length,
+            began,
+            _reading: reading,
+        })
     }
 }
 
@@ -57,23 +65,28 @@ impl DirectRead {
         self.length
     }
 
-    /// After the read: `outcome` is what the kernel said, `buf` what it filled. Answers how many bytes count; what the object has not is zeros.
+    /// After the read: `outcome` is what the kernel said, `buf` what it filled. Answers how many bytes count; what the object has not is zeros. `WouldWait`: what the
+    /// tier could not read may be elsewhere; [`Volume::read`], where it may wait, is the way.
     pub fn finish(self, buf: &mut [u8], outcome: io::Result<usize>) -> Result<usize> {
         let read = match outcome {
             Ok(read) if read == self.length => Ok(()),
             // Cut short by the end of the object, by a signal, or refused for a passing reason: what is final is found out by reading again.
             Ok(_) => self.again(buf),
             Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => self.again(buf),
-            Err(e) => Err(self.volume.object_unreadable(TierId::FASTEST, self.file, e)),
+            Err(e) => {
+                let error = self.volume.object_unreadable(TierId::FASTEST, self.file.id(), e);
+                let may_rescue = self.volume.may_rescue(&self.file, TierId::FASTEST, self.offset, self.length);
+                Err(if may_rescue { Error::WouldWait } else { error })
+            }
         };
         read?;
-        self.volume.note_miss(self.file, TierId::FASTEST, self.offset, self.length, self.began);
-        self.volume.note_read(self.file, self.offset, self.length);
+        self.volume.note_miss(self.file.id(), TierId::FASTEST, self.offset, self.length, self.began);
+        self.volume.note_read(self.file.id(), self.offset, self.length);
         Ok(self.length)
     }
 
     fn again(&self, buf: &mut [u8]) -> Result<()> {
         let wanted = buf.get_mut(..self.length).unwrap_or_default();
-        self.volume.read_object(self.file, TierId::FASTEST, self.offset, wanted)
+        self.volume.read_object(self.file.id(), TierId::FASTEST, self.offset, wanted)
     }
 }

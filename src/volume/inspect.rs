@@ -7,6 +7,7 @@ use super::{File, Volume};
 use crate::error::Result;
 use crate::units::{FileId, TierId};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// How bad a finding is.
@@ -131,51 +132,62 @@ impl Volume {
         Ok(findings)
     }
 
-    fn check_file(&self, file: &File, deep: bool, findings: &mut Vec<Finding>) {
+    fn check_file(&self, file: &Arc<File>, deep: bool, findings: &mut Vec<Finding>) {
         let _reading = self.readers.enter();
         let (places, extents): (Vec<_>, Vec<_>) = {
             let inner = file.read();
             (inner.map.iter().collect(), inner.overlay.iter().collect())
         };
-        let mut damage =
-            |what: String| findings.push(Finding { severity: Severity::Damage, file: Some(file.id()), what });
+        let file_id = Some(file.id());
+        let mut found = |severity, what: String| findings.push(Finding { severity, file: file_id, what });
         let mut buf = vec![0; usize::try_from(self.block_bytes()).unwrap_or(0)];
         for (block, place) in places {
             let tier = match place.home {
                 Home::Tier(tier) => tier,
                 Home::Repository if deep && self.source.is_open() => {
                     if let Err(error) = self.read_stored(file, self.block_start(block), &mut buf) {
-                        damage(format!("block {block}: {error}"));
+                        found(Severity::Damage, format!("block {block}: {error}"));
                     }
                     continue;
                 }
                 Home::Hole | Home::Promised | Home::Repository => continue,
             };
             if tier.index() >= self.tiers.len() {
-                damage(format!("block {block} is said to be on tier {tier}, which does not exist"));
+                found(Severity::Damage, format!("block {block} is said to be on tier {tier}, which does not exist"));
                 continue;
             }
             let start = self.block_start(block);
             let result = match (deep, self.objects(tier).and_then(|objects| objects.get(file.id(), false))) {
-                (true, Ok(Some(_))) => self.read_base(file.id(), tier, start, &mut buf),
+                (true, Ok(Some(_))) => self.read_base(file, tier, start, &mut buf),
                 (_, Ok(None)) => {
-                    damage(format!(
-                        "block {block} is said to be on tier `{}`, but the object is missing",
-                        self.tier_name(tier)
-                    ));
+                    found(
+                        Severity::Damage,
+                        format!(
+                            "block {block} is said to be on tier `{}`, but the object is missing",
+                            self.tier_name(tier)
+                        ),
+                    );
                     continue;
                 }
-                (_, other) => other.map(|_| ()),
+                (_, other) => other.map(|_| false),
             };
-            if let Err(error) = result {
-                damage(format!("block {block}: {error}"));
+            match result {
+                Ok(false) => {}
+                Ok(true) => {
+                    let tier = self.tier_name(tier);
+                    let what = format!(
+                        "block {block} could not be read on tier `{tier}`; another tier or the last snapshot has its bytes"
+                    );
+                    found(Severity::Notice, what);
+                }
+                Err(error) => found(Severity::Damage, format!("block {block}: {error}")),
             }
         }
         for extent in extents.into_iter().filter(|_| deep) {
             if let super::overlay::Source::Log(position) = extent.source {
                 let mut payload = vec![0; usize::try_from(extent.len()).unwrap_or(0)];
                 if let Err(error) = self.log.read(position, &mut payload) {
-                    damage(format!("bytes {}..{}: {error}", extent.start, extent.end));
+                    found(Severity::Damage, format!("bytes {}..{}: {error}", extent.start, extent.end));
                 }
             }
         }

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 pub const FILE_BYTES_MAX: u64 = (1 << 44) - (1 << 20);
 /// What a small miss on the slowest tier reads while faster tiers have room, in bytes (R24).
 pub(super) const NEIGHBOURHOOD_BYTES: u64 = 64 * 1024;
+/// So often a read that failed is planned anew when its bytes lie elsewhere by then.
+const REPLANS_MAX: u32 = 4;
 /// How long a writer waits for log space before it looks again.
 const ROOM_WAIT: Duration = Duration::from_millis(50);
 /// How long a writer waits in all while nothing drains the log, unless [`Volume::set_log_full_wait`] says otherwise: longer
@@ -229,10 +231,36 @@ impl Volume {
     }
 
     /// Fills `buf` from `offset` and returns how many bytes there are before the end of the file (the rest of `buf` is untouched).
-    /// With `Wait::Never` answers `WouldWait` when a slow tier or the repository would have to be read.
+    /// With `Wait::Never` answers `WouldWait` when a slow tier or a repository would have to be read.
     pub fn read(&self, file: &Arc<File>, offset: u64, buf: &mut [u8], wait: Wait) -> Result<usize> {
         let reading = self.readers.enter();
-        let (len, pieces) = self.plan_read(file, offset, buf.len());
+        let mut attempts = 0;
+        let len = loop {
+            let (len, pieces) = self.plan_read(file, offset, buf.len());
+            match self.read_pieces(file, offset, buf, &pieces, wait) {
+                Ok(()) => break len,
+                // Moved away from what cannot be read, or written over.
+                Err(Error::Io { .. })
+                    if attempts < REPLANS_MAX && self.plan_read(file, offset, buf.len()).1 != pieces =>
+                {
+                    attempts += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        drop(reading);
+        self.note_read(file.id(), offset, len);
+        Ok(len)
+    }
+
+    fn read_pieces(
+        &self,
+        file: &Arc<File>,
+        offset: u64,
+        buf: &mut [u8],
+        pieces: &[PlannedPiece],
+        wait: Wait,
+    ) -> Result<()> {
         let slow = |piece: &PlannedPiece| match piece.piece {
             Piece::Base(tier) => tier != TierId::FASTEST,
             Piece::Repository => true,
@@ -241,21 +269,19 @@ impl Volume {
         if wait == Wait::Never && pieces.iter().any(slow) {
             return Err(Error::WouldWait);
         }
-        for piece in &pieces {
+        for piece in pieces {
             let from = usize::try_from(piece.start - offset).unwrap_or(0);
             let to = usize::try_from(piece.end - offset).unwrap_or(0);
             let Some(out) = buf.get_mut(from..to) else { continue };
             match piece.piece {
                 Piece::Zeros => out.fill(0),
                 Piece::Log(position) => self.log.read(position, out)?,
-                Piece::Base(tier) => self.read_base_observed(file, tier, piece.start, out)?,
+                Piece::Base(tier) => self.read_base_observed(file, tier, piece.start, out, wait)?,
                 Piece::Repository => self.read_stored_observed(file, piece.start, out)?,
                 Piece::Staged(address) => self.staging.read(address, out)?,
             }
         }
-        drop(reading);
-        self.note_read(file.id(), offset, len);
-        Ok(len)
+        Ok(())
     }
 
     /// Keeps book of a read that was answered.
@@ -313,12 +339,18 @@ impl Volume {
         }
     }
 
-    fn read_base_observed(&self, file: &File, tier: TierId, start: u64, out: &mut [u8]) -> Result<()> {
+    fn read_base_observed(&self, file: &Arc<File>, tier: TierId, start: u64, out: &mut [u8], wait: Wait) -> Result<()> {
         let began = clock::monotonic_now();
-        if tier != TierId::FASTEST && self.is_slowest(tier) {
-            self.read_slowest(file, tier, start, out)?;
-        } else {
-            self.read_object(file.id(), tier, start, out)?;
+        let read = match tier != TierId::FASTEST && self.is_slowest(tier) {
+            true => self.read_slowest(file, tier, start, out),
+            false => self.read_object(file.id(), tier, start, out),
+        };
+        match read {
+            Err(Error::Io { .. }) if wait == Wait::Never && self.may_rescue(file, tier, start, out.len()) => {
+                return Err(Error::WouldWait);
+            }
+            Err(error @ Error::Io { .. }) if wait == Wait::Allowed => drop(self.rescue(file, tier, start, out, error)?),
+            read => read?,
         }
         self.note_miss(file.id(), tier, start, out.len(), began);
         Ok(())
@@ -375,14 +407,15 @@ impl Volume {
         Ok(())
     }
 
-    /// Reads base bytes of one tier for the volume's own work: moves, snapshots, checks. Counted apart from what applications wait for.
-    pub(super) fn read_base(&self, file: FileId, tier: TierId, start: u64, out: &mut [u8]) -> Result<()> {
-        self.read_object(file, tier, start, out)?;
+    /// Reads base bytes of one tier for the volume's own work: moves, snapshots, checks. Counted apart from what applications wait for. True: the tier could not
+    /// read some of them, and another one or the last snapshot had them.
+    pub(super) fn read_base(&self, file: &Arc<File>, tier: TierId, start: u64, out: &mut [u8]) -> Result<bool> {
+        let rescued = self.read_or_rescue(file, tier, start, out)?;
         if let Some(counters) = self.counters.tiers.get(tier.index()) {
             count(&counters.background_reads, 1);
             count(&counters.background_read_bytes, out.len() as u64);
         }
-        Ok(())
+        Ok(rescued)
     }
 
     /// What lies past the end of the object reads as zeros; a missing object is an error.
@@ -427,6 +460,7 @@ impl Volume {
     pub(super) fn forget_read_failures(&self) {
         for tier in (0..=u8::MAX).map(TierId).take(self.tiers.len()) {
             self.restore_health(&self.reads_of(tier));
+            self.restore_health(&self.rescues_of(tier));
         }
     }
 

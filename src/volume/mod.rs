@@ -6,7 +6,7 @@
 //! map and sizes durable, and only then frees old images and log segments ([`checkpoint`]). Opening replays the log ([`open`]).
 //! A snapshot's moment is a mark in the log ([`marks`]); what it needs is kept before it changes ([`preserve`]), read from
 //! there ([`asof`]), and found again by the next mount ([`resume`]). A volume that was made of a snapshot has blocks in a repository, and brings
-//! them to its tiers ([`source`]). One that was rolled back to a snapshot is made of it anew, beside what it was ([`rollback`]).
+//! them to its tiers ([`source`]). What a tier cannot read may be in the last snapshot ([`rescue`]). One that was rolled back to a snapshot is made of it anew, beside what it was ([`rollback`]).
 //!
 //! # Locks, in the order in which they are taken
 //! 1. `checkpointing`: one checkpoint at a time.
@@ -45,6 +45,7 @@ mod overlay;
 mod preserve;
 mod readers;
 mod relocate;
+mod rescue;
 mod reserve;
 mod resize;
 mod resume;
@@ -66,6 +67,7 @@ pub use inspect::{Finding, Severity};
 pub use marks::{MARKS_MAX, Mark, MarkListener};
 pub use open::{Recovery, Run};
 pub use readers::{Readers, Reading};
+pub use rescue::SnapshotStore;
 pub use reserve::ReserveStatus;
 pub use resize::Seek;
 pub use source::{ClonedFile, Hydrated, Lineage, SourceSnapshot};
@@ -222,6 +224,8 @@ pub struct Volume {
     marks: marks::Marks,
     staging: staging::Staging,
     source: source::Source,
+    /// Where what tiers cannot read may be found.
+    snapshots: RwLock<Option<Arc<dyn SnapshotStore>>>,
     /// Of the root before, while a rollback is open: counted at the mount, and nobody writes there.
     kept_blocks: AtomicU64,
     counters: status::Live,

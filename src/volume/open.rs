@@ -216,6 +216,7 @@ impl Volume {
             on_gone: RwLock::new(None),
             path_listener: RwLock::new(None),
             observer: RwLock::new(None),
+            snapshots: RwLock::new(None),
             live: (0..slots).map(|_| AtomicI64::new(0)).collect(),
             touched: (0..slots).map(|_| Mutex::default()).collect(),
             claims,

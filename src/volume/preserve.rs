@@ -163,7 +163,7 @@ impl Volume {
         for piece in wanted {
             let (out, behind) = rest.split_at_mut(usize::try_from(piece.end - piece.start).unwrap_or(0));
             match piece.home {
-                Home::Tier(tier) => self.read_base(piece.file.id(), tier, piece.start, out)?,
+                Home::Tier(tier) => drop(self.read_base(&piece.file, tier, piece.start, out)?),
                 Home::Repository => self.read_stored(&piece.file, piece.start, out)?,
                 Home::Hole | Home::Promised => {}
             }

@@ -60,18 +60,19 @@ impl Volume {
         }
         let start = self.block_start(first);
         let mut image = AlignedBuf::zeroed(usize::try_from(blocks * self.block_bytes()).unwrap_or(0));
+        let mut rescued = false;
         if images.len() == claims.len() {
             let parts = image.chunks_mut(usize::try_from(self.block_bytes()).unwrap_or(usize::MAX));
             parts.zip(&images).for_each(|(part, bytes)| part.copy_from_slice(bytes));
             status::count(&self.counters.moved_from_memory_blocks, blocks);
         } else {
-            self.read_base(file.id(), source, start, &mut image)?;
+            rescued = self.read_base(file, source, start, &mut image)?;
         }
         let wrote = self.about_to_write(to);
         let written = self.write_image(file.id(), to, start, &image, self.used_of(file, start, image.len() as u64));
         self.note_tier_writes(to, written)?;
-        // A copy is kept where room is cheapest: on the slowest tier.
-        let keep_copy = to < source && self.is_slowest(source);
+        // A copy is kept where room is cheapest: on the slowest tier. What could not be read there is none.
+        let keep_copy = to < source && self.is_slowest(source) && !rescued;
         Ok(self.flip_moved(file, first, blocks, source, wrote, keep_copy))
     }
 
@@ -169,7 +170,7 @@ impl Volume {
         }
         let start = self.block_start(first);
         let mut image = AlignedBuf::zeroed(usize::try_from(blocks * self.block_bytes()).unwrap_or(0));
-        self.read_base(file.id(), source, start, &mut image)?;
+        self.read_base(file, source, start, &mut image)?;
         let wrote = self.about_to_write(to);
         let written = self.write_image(file.id(), to, start, &image, self.used_of(file, start, image.len() as u64));
         self.note_tier_writes(to, written)?;

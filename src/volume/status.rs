@@ -150,6 +150,11 @@ pub struct Counters {
     /// Reads that a tier's device failed.
     #[serde(default)]
     pub base_read_errors: Vec<u64>,
+    /// Reads that failed and were answered from a copy on another tier or the last snapshot, and pages that were then written again.
+    #[serde(default)]
+    pub base_reads_rescued: Vec<u64>,
+    #[serde(default)]
+    pub base_pages_rewritten: Vec<u64>,
     pub base_writes: Vec<u64>,
     pub base_write_bytes: Vec<u64>,
     pub coalesced_blocks: u64,
@@ -212,6 +217,8 @@ pub(super) struct LiveTier {
     pub background_reads: AtomicU64,
     pub background_read_bytes: AtomicU64,
     pub read_errors: AtomicU64,
+    pub reads_rescued: AtomicU64,
+    pub pages_rewritten: AtomicU64,
     pub writes: AtomicU64,
     pub write_bytes: AtomicU64,
 }
@@ -279,6 +286,8 @@ impl Live {
             background_reads: per_tier(|tier| &tier.background_reads),
             background_read_bytes: per_tier(|tier| &tier.background_read_bytes),
             base_read_errors: per_tier(|tier| &tier.read_errors),
+            base_reads_rescued: per_tier(|tier| &tier.reads_rescued),
+            base_pages_rewritten: per_tier(|tier| &tier.pages_rewritten),
             base_writes: per_tier(|tier| &tier.writes),
             base_write_bytes: per_tier(|tier| &tier.write_bytes),
             ..Counters::default()

@@ -15,6 +15,7 @@ mod marks_crash;
 mod marks_rules;
 mod marks_threads;
 mod model;
+mod rescue;
 mod rollback_crash;
 mod rules;
 mod threads;

@@ -4,6 +4,7 @@ use super::abi::{self, InHeader, OutHeader};
 use super::bridge::Bridge;
 use super::mailbox::{Answer, Body, Mailbox, Ticket};
 use crate::device::sys_uring::{Event, FuseRing, Headers, Payload};
+use crate::error::Error;
 use crate::fuse::Maintains;
 use crate::fuse::adapter::OPENED;
 use crate::fuse::errno::{Doing, errno};
@@ -179,6 +180,11 @@ impl<O: Operations> Worker<O> {
         let finished = ring.payload(slot).map(|payload| maintaining(maintains, || read.finish(payload, outcome)));
         let (errno, length) = match finished {
             Some(Ok(length)) => (0, length),
+            // The kernel's read failed, and what may still answer takes longer than this thread may wait.
+            Some(Err(Error::WouldWait)) => {
+                self.serve(ring, slot);
+                return Ok(());
+            }
             Some(Err(error)) => (errno(&error.into(), Doing::Reading), 0),
             None => (libc::EIO, 0),
         };

@@ -19,12 +19,12 @@ use super::events::{Events, What};
 use super::hooks::{HookSettings, Hooks};
 use super::pace::Pace;
 use super::relations::Relations;
-use super::snapshot::{self, Names, PageReport, SnapshotInfo, Source, Tally, open_repository};
+use super::snapshot::{self, Names, PageReport, PublishedSnapshots, SnapshotInfo, Source, Tally, open_repository};
 use crate::device::clock::{monotonic_now, wall_now};
 use crate::error::{Error, Result};
 use crate::repository::{Repository, Retention, Root, SnapshotId, Verdict, judge};
 use crate::units::WallNs;
-use crate::volume::Volume;
+use crate::volume::{SnapshotStore, Volume};
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -93,6 +93,8 @@ pub struct Keeper {
     pub events: Arc<Events>,
     volume: Arc<Volume>,
     names: Box<dyn Names + Send>,
+    /// For what the volume's tiers cannot read.
+    published: Arc<PublishedSnapshots>,
     /// Whoever takes a snapshot holds it.
     alone: Mutex<()>,
     status: Mutex<SnapshotsStatus>,
@@ -113,12 +115,21 @@ impl Keeper {
             schedule: settings.calendar.texts().to_vec(),
             ..SnapshotsStatus::default()
         };
+        let (path, key_file) = (settings.repository.clone(), settings.key_file.clone());
+        let published = Arc::new(PublishedSnapshots::new(Box::new(move || match &path {
+            Some(path) => open_repository(path, key_file.as_deref()),
+            None => Err(no_repository()),
+        })));
+        if settings.repository.is_some() {
+            volume.rescue_from(Arc::clone(&published) as Arc<dyn SnapshotStore>);
+        }
         Arc::new(Keeper {
             settings,
             subject,
             events,
             volume,
             names,
+            published,
             alone: Mutex::new(()),
             status: Mutex::new(status),
             running: Mutex::new(None),
@@ -155,11 +166,7 @@ impl Keeper {
 
     /// The volume's repository. Errors: `Invalid` when it has none; whatever keeps it from being opened.
     pub fn repository(&self) -> Result<Repository> {
-        let Some(path) = &self.settings.repository else {
-            return Err(Error::Invalid(
-                "this volume has no repository: set `snapshot.repository` in its settings".to_owned(),
-            ));
-        };
+        let path = self.settings.repository.as_ref().ok_or_else(no_repository)?;
         open_repository(path, self.settings.key_file.as_deref())
     }
 
@@ -313,6 +320,10 @@ impl Keeper {
         let (Subject { name, mount }, events) = (&self.subject, Arc::clone(&self.events));
         Hooks::new(&self.settings.hooks, name, mount.clone(), reason.as_str(), events)
     }
+}
+
+fn no_repository() -> Error {
+    Error::Invalid("this volume has no repository: set `snapshot.repository` in its settings".to_owned())
 }
 
 /// While a snapshot is taken, however that ends.

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// How long the thread sleeps at most: the clock may jump.
 const LOOK_MAX: Duration = Duration::from_secs(20);
+/// A repository that what could not be read came from is closed after so long.
+const REPOSITORY_IDLE: Duration = Duration::from_secs(60);
 /// When to try again while somebody else takes a snapshot.
 const BUSY: Duration = Duration::from_secs(5);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -47,6 +49,7 @@ struct Agenda {
 pub(super) fn run(keeper: &Keeper, stopped: &Receiver<Infallible>) {
     let mut agenda = Agenda::default();
     loop {
+        keeper.published.close_idle(REPOSITORY_IDLE);
         // A panic must not end the schedule without a word: it is a failure like others, and all is looked at anew.
         if catch_unwind(AssertUnwindSafe(|| agenda.work(keeper, stopped))).is_err() {
             keeper.failed("an internal error, see the journal", Reason::Schedule);

@@ -4,30 +4,21 @@
 use super::note::CloneNote;
 use crate::device::clock::{Instant, monotonic_now};
 use crate::error::{Error, Result};
-use crate::jobs::snapshot::open_repository;
-use crate::repository::{FileState, Repository, Root, SnapshotId};
+use crate::jobs::snapshot::{SnapshotContent, open_repository};
+use crate::repository::SnapshotId;
 use crate::units::FileId;
 use crate::volume::SourceSnapshot;
 use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Between two tries to open a repository that is not there: readers meanwhile hear what the last one said.
 const RETRY: Duration = Duration::from_secs(1);
-/// What is known of files is forgotten when there are so many.
-const FILES_KNOWN_MAX: usize = 1 << 17;
-
-struct Opened {
-    repository: Repository,
-    root: Root,
-    files: Mutex<HashMap<FileId, FileState>>,
-}
 
 #[derive(Default)]
 struct Now {
-    opened: Option<Arc<Opened>>,
+    opened: Option<Arc<SnapshotContent>>,
     /// When opening failed last, and why.
     failed: Option<(Instant, String)>,
 }
@@ -63,7 +54,7 @@ impl RepositorySource {
         }
     }
 
-    fn opened(&self) -> Result<Arc<Opened>> {
+    fn opened(&self) -> Result<Arc<SnapshotContent>> {
         let mut now = self.now.lock();
         if let Some(opened) = &now.opened {
             return Ok(Arc::clone(opened));
@@ -85,7 +76,7 @@ impl RepositorySource {
         }
     }
 
-    fn find(&self) -> Result<Opened> {
+    fn find(&self) -> Result<SnapshotContent> {
         let first = self.open_at(&self.note.repository, self.note.key_file.as_deref());
         match (&self.elsewhere, first) {
             (Some((path, key_file)), Err(first)) => {
@@ -95,7 +86,7 @@ impl RepositorySource {
         }
     }
 
-    fn open_at(&self, path: &Path, key_file: Option<&Path>) -> Result<Opened> {
+    fn open_at(&self, path: &Path, key_file: Option<&Path>) -> Result<SnapshotContent> {
         let repository = open_repository(path, key_file)?;
         if repository.id() != self.note.repository_id {
             return Err(Error::Invalid(format!(
@@ -107,13 +98,13 @@ impl RepositorySource {
         }
         let id: SnapshotId = self.note.snapshot.parse()?;
         let root = repository.snapshot(id)?.root;
-        Ok(Opened { repository, root, files: Mutex::default() })
+        Ok(SnapshotContent::new(repository, root))
     }
 
     /// Reads from the snapshot; what failed is opened anew by the next one.
-    fn with<T>(&self, file: FileId, read: impl FnOnce(&Opened, FileState) -> Result<T>) -> Result<T> {
+    fn with<T>(&self, read: impl FnOnce(&SnapshotContent) -> Result<T>) -> Result<T> {
         let opened = self.opened()?;
-        let outcome = opened.state(file).and_then(|state| read(&opened, state));
+        let outcome = read(&opened);
         if outcome.is_err() {
             let mut now = self.now.lock();
             if now.opened.as_ref().is_some_and(|current| Arc::ptr_eq(current, &opened)) {
@@ -124,42 +115,12 @@ impl RepositorySource {
     }
 }
 
-impl Opened {
-    fn state(&self, file: FileId) -> Result<FileState> {
-        if let Some(state) = self.files.lock().get(&file) {
-            return Ok(*state);
-        }
-        let state = self.repository.reopen(&self.root).file(file)?.state;
-        let mut files = self.files.lock();
-        if files.len() >= FILES_KNOWN_MAX {
-            files.clear();
-        }
-        files.insert(file, state);
-        Ok(state)
-    }
-}
-
 impl SourceSnapshot for RepositorySource {
     fn read(&self, file: FileId, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.with(file, |opened, state| {
-            let filled = opened.repository.content(file, state).read(offset, buf)?;
-            buf.get_mut(filled..).unwrap_or_default().fill(0);
-            Ok(())
-        })
+        self.with(|content| content.read(file, offset, buf))
     }
 
     fn is_hole(&self, file: FileId, start: u64, end: u64) -> Result<bool> {
-        self.with(file, |opened, state| {
-            let content = opened.repository.content(file, state);
-            let mut at = start;
-            while at < end {
-                match content.run(at)? {
-                    None => return Ok(true),
-                    Some(run) if !run.hole => return Ok(false),
-                    Some(run) => at = run.end,
-                }
-            }
-            Ok(true)
-        })
+        self.with(|content| content.is_hole(file, start, end))
     }
 }

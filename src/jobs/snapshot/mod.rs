@@ -8,10 +8,12 @@
 //! after a crash, or when the repository works again.
 
 mod capture;
+mod content;
 mod image;
 mod names;
 mod pages;
 
+pub use content::{PublishedSnapshots, SnapshotContent};
 pub use names::{ImageEntry, Inode, Moment, Names};
 pub use pages::{BadPage, PageReport};
 
