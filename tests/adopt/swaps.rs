@@ -41,10 +41,13 @@ enum Outside {
     Nothing,
     /// Something of each name that heatfs could touch.
     Decoys,
+    /// For the database's directory one of the same names, with nothing special about it.
+    Alike,
 }
 
 struct Scene {
     lab: Lab,
+    kind: Outside,
     outside: BTreeMap<PathBuf, Entry>,
     /// What the database's directory held.
     before: BTreeMap<PathBuf, Entry>,
@@ -65,11 +68,12 @@ impl Scene {
         fill(&lab.path("his/above/data"));
         let before = snapshot(&lab.path("his/above/data"));
         fs::create_dir(lab.path("outside")).unwrap();
-        if outside == Outside::Decoys {
-            decoys(&lab.path("outside"));
+        match outside {
+            Outside::Nothing => {}
+            Outside::Decoys => decoys(&lab.path("outside")),
+            Outside::Alike => fill(&lab.path("outside/data")),
         }
-        let outside = snapshot(&lab.path("outside"));
-        Scene { lab, outside, before }
+        Scene { kind: outside, outside: snapshot(&lab.path("outside")), lab, before }
     }
 
     fn tiers(&self) -> Vec<TierPlan> {
@@ -104,8 +108,12 @@ impl Scene {
     fn assert_untouched(&self, when: &str) {
         assert_same(&snapshot(&self.lab.path("outside")), &self.outside, when);
         let data = self.lab.path("outside/data");
-        if data.exists() {
-            assert!(is_immutable(&data) || !self.can_be_immutable(), "{when}: what was immutable is no more");
+        if data.exists() && self.can_be_immutable() {
+            assert_eq!(
+                is_immutable(&data),
+                self.kind == Outside::Decoys,
+                "{when}: what was immutable is no more, or now is"
+            );
         }
     }
 
@@ -174,8 +182,11 @@ fn at_each_step(
 ) -> Vec<&'static str> {
     let mut done = Vec::new();
     // Of tiers there is nothing to be made where nothing is.
-    let outsides: &[Outside] =
-        if place == Place::Tiers { &[Outside::Decoys] } else { &[Outside::Nothing, Outside::Decoys] };
+    let outsides: &[Outside] = match place {
+        Place::Tiers => &[Outside::Decoys],
+        Place::Above => &[Outside::Nothing, Outside::Decoys],
+        Place::Directory => &[Outside::Nothing, Outside::Decoys, Outside::Alike],
+    };
     for outside in outsides.iter().copied() {
         let attempt = |left: usize| {
             let scene = Scene::new(outside);
