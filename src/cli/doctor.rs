@@ -2,19 +2,28 @@
 
 use super::args::Choice;
 use super::out;
+use crate::daemon::settings::Settings;
 use crate::jobs::doctor::{Level, Verdict, examine};
 use anyhow::{Result, bail};
 use std::fmt::Write;
 use std::path::PathBuf;
 
+/// What to do about settings with a password that everybody may read.
+pub(super) const HIDE_PASSWORD: &str = "`chmod o-r` takes that away";
+
 pub(super) fn run(volume: &Choice, tiers: &[(String, PathBuf)], as_json: bool) -> Result<()> {
-    let named = match tiers.is_empty() {
-        false => tiers.to_vec(),
-        // Without settings there is still the host to look at; but settings that were named must be right.
-        true if volume.config.is_none() && volume.settings_file().is_err() => Vec::new(),
-        true => volume.settings()?.tiers.into_iter().map(|tier| (tier.name, tier.path)).collect(),
+    // Without settings there is still the host to look at; but settings that were named must be right.
+    let settings = match tiers.is_empty() && (volume.config.is_some() || volume.settings_file().is_ok()) {
+        true => Some(volume.settings()?),
+        false => None,
     };
-    let verdicts = examine(&named)?;
+    let mut verdicts = examine(&settings.as_ref().map_or_else(|| tiers.to_vec(), Settings::tier_paths))?;
+    if let Some(settings) = settings
+        && let Some(found) = settings.readable_password(&volume.settings_file()?)
+    {
+        let (subject, advice) = ("settings".to_owned(), HIDE_PASSWORD.to_owned());
+        verdicts.push(Verdict { level: Level::Warn, subject, found, advice });
+    }
     match as_json {
         true => out::json(&serde_json::json!({ "verdicts": verdicts }))?,
         false => out::text(&describe(&verdicts))?,

@@ -157,6 +157,9 @@ fn serve(volume: &args::Choice, request: args::Daemon) -> Result<()> {
     }
     start_logging();
     let settings = volume.settings()?;
+    if let Some(found) = settings.readable_password(&volume.settings_file()?) {
+        tracing::warn!("{found}: {}", doctor::HIDE_PASSWORD);
+    }
     let mount_as = daemon::MountAs { source: request.source, no_exec: request.noexec };
     Ok(daemon::run(settings, mount_as, control::start)?)
 }

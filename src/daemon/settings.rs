@@ -11,14 +11,20 @@ use super::quantity::{exact_bytes, parse_bytes};
 use super::reader::Section;
 use crate::error::{Error, Result};
 use crate::jobs::cadence::SnapshotSettings;
+use crate::jobs::hooks::PostgresSettings;
 use crate::policy::profiles::Profile;
 use crate::policy::rules::Rule;
 use crate::units::{DEFAULT_BLOCK_BYTES, TierId};
 use config::{Value, ValueKind};
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+const READ_BY_OTHERS: u32 = 0o004;
+/// `snapshot.postgresql.connection`.
+const CONNECTION_IN_ENVIRONMENT: &str = "HEATFS__SNAPSHOT__POSTGRESQL__CONNECTION";
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -245,6 +251,20 @@ impl Settings {
             ValueKind::Table(values) => read(Section::root(values), origin),
             _ => Err(Error::Invalid(format!("{origin}: a table of settings is wanted"))),
         }
+    }
+
+    /// One line if a password stands in the file that these were read from, and everybody may read that. It repeats nothing of the password.
+    pub fn readable_password(&self, file: &Path) -> Option<String> {
+        let has_password = self.snapshot.hooks.postgresql.as_ref().is_some_and(PostgresSettings::has_password);
+        // Otherwise it is the environment's, which only root and the daemon's own user can read.
+        let is_of_file = std::env::var_os(CONNECTION_IN_ENVIRONMENT).is_none();
+        let mode = file.metadata().ok()?.permissions().mode();
+        (has_password && is_of_file && mode & READ_BY_OTHERS != 0).then(|| {
+            format!(
+                "{} holds a password (snapshot.postgresql.connection), and everybody on this machine may read it",
+                file.display()
+            )
+        })
     }
 
     /// The mountpoint as the kernel names it.

@@ -72,6 +72,10 @@ pub trait Device: Send + Sync {
     fn create_dir_all(&self, path: &str) -> io::Result<()>;
     /// Renames a file, and replaces the target if there is one. The simulated device knows no renames of directories.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Swaps the names of two files in one step; durable as a rename is. Where the backing cannot, the first replaces the second.
+    fn exchange(&self, from: &str, to: &str) -> io::Result<()> {
+        self.rename(from, to)
+    }
     /// As [`Device::rename`], but fails with `AlreadyExists` when the target is there: of several callers one wins. Atomic.
     fn rename_new(&self, from: &str, to: &str) -> io::Result<()>;
     fn remove_file(&self, path: &str) -> io::Result<()>;

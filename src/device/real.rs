@@ -7,7 +7,7 @@
 use super::witness::Witness;
 use super::{AlignedBuf, BackingFile, Device, OpenMode, Space, path, sys};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FallocateFlags, OFlag};
+use nix::fcntl::{AtFlags, FallocateFlags, OFlag, RenameFlags};
 use nix::sys::stat::Mode;
 use nix::unistd::UnlinkatFlags;
 use std::fs::File;
@@ -173,6 +173,15 @@ impl Device for RealDevice {
         path::check(from)?;
         path::check(to)?;
         Ok(nix::fcntl::renameat(&self.dir, from, &self.dir, to)?)
+    }
+
+    fn exchange(&self, from: &str, to: &str) -> io::Result<()> {
+        path::check(from)?;
+        path::check(to)?;
+        match nix::fcntl::renameat2(&self.dir, from, &self.dir, to, RenameFlags::RENAME_EXCHANGE) {
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => self.rename(from, to),
+            other => Ok(other?),
+        }
     }
 
     fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {

@@ -228,7 +228,7 @@ pub(super) fn clear_fastest(backing: &Backing) -> Result<()> {
 
 /// Undoes an adoption that has not begun to rename files; nothing happens in any other phase.
 pub fn undo(plan: &AdoptPlan) -> Result<()> {
-    let backing = Backing::open(&plan.tiers)?.held();
+    let backing = Backing::open(&plan.tiers)?;
     let spot = Spot::of(&plan::resolve(&plan.directory)?)?;
     let undone = backing.lock().and_then(|_locks| undo_locked(&backing, &spot));
     undone.map_err(|error| backing.named(spot.named(error)))

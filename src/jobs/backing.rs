@@ -1,4 +1,4 @@
-//! The tiers of a volume as a job sees them: canonical paths on real filesystems.
+//! The tiers of a volume as a job sees them: directories on real filesystems, opened once.
 
 use super::anchor::Anchor;
 use super::mounts::Mounts;
@@ -38,13 +38,12 @@ pub struct TierPlan {
     pub reserve_bytes: u64,
 }
 
-/// The tiers of a plan, opened.
+/// The tiers of a plan, opened. Paths lead through the descriptors of the tiers, wherever their names lead meanwhile: errors of what is done by them are to be
+/// [`Backing::named`].
 pub(super) struct Backing {
     plans: Vec<TierPlan>,
     /// What the plan's paths led to when it was opened; the devices are these directories, too.
     anchors: Vec<Anchor>,
-    /// Of each: absolute and without symbolic links, or [`Backing::held`], through its descriptor.
-    paths: Vec<PathBuf>,
     pub places: Vec<Place>,
 }
 
@@ -58,9 +57,8 @@ impl Backing {
             places.push(Place::open(&plan.name, &plan.path, anchor.path())?);
             anchors.push(anchor);
         }
-        let paths: Vec<PathBuf> = anchors.iter().map(|anchor| anchor.shown().to_owned()).collect();
-        for (index, path) in paths.iter().enumerate() {
-            for (other, other_path) in paths.iter().enumerate().skip(index + 1) {
+        for (index, path) in anchors.iter().map(Anchor::shown).enumerate() {
+            for (other, other_path) in anchors.iter().map(Anchor::shown).enumerate().skip(index + 1) {
                 if path.starts_with(other_path) || other_path.starts_with(path) {
                     return Err(Error::Invalid(format!(
                         "tiers `{}` ({}) and `{}` ({}) overlap: give each a directory of its own",
@@ -72,13 +70,7 @@ impl Backing {
                 }
             }
         }
-        Ok(Backing { plans: plans.to_vec(), anchors, paths, places })
-    }
-
-    /// From here on paths lead through the descriptors of the tiers, wherever their names lead meanwhile. Errors of what is done by them are to be [`Backing::named`].
-    pub fn held(mut self) -> Backing {
-        self.paths = self.anchors.iter().map(|anchor| anchor.path().to_owned()).collect();
-        self
+        Ok(Backing { plans: plans.to_vec(), anchors, places })
     }
 
     /// An error with the tiers' paths as people know them.
@@ -113,8 +105,9 @@ impl Backing {
         }
     }
 
+    /// Where to work.
     pub fn path(&self, tier: TierId) -> &Path {
-        &self.paths[tier.index()]
+        self.anchors[tier.index()].path()
     }
 
     /// Absolute and without symbolic links, for people and for comparisons.
@@ -131,7 +124,7 @@ impl Backing {
     }
 
     pub fn ids(&self) -> impl DoubleEndedIterator<Item = TierId> + ExactSizeIterator + use<> {
-        (0..u8::try_from(self.paths.len()).unwrap_or(u8::MAX)).map(TierId)
+        (0..u8::try_from(self.anchors.len()).unwrap_or(u8::MAX)).map(TierId)
     }
 
     pub fn by_name(&self, name: &str) -> Result<TierId> {
@@ -142,7 +135,7 @@ impl Backing {
 
     /// Where names and attributes lie.
     pub fn home(&self) -> PathBuf {
-        self.paths[0].join("home")
+        self.path(TierId::FASTEST).join("home")
     }
 
     /// The mount's root, as home has it.
@@ -151,9 +144,8 @@ impl Backing {
     }
 
     pub fn lock(&self) -> Result<Locks> {
-        let listed: Vec<(String, &Path)> =
-            self.plans.iter().zip(&self.paths).map(|(plan, path)| (plan.name.clone(), path.as_path())).collect();
-        Locks::take(&listed)
+        let listed: Vec<(String, &Path)> = self.ids().map(|id| (self.name(id).to_owned(), self.path(id))).collect();
+        Locks::take(&listed).map_err(|error| self.named(error))
     }
 
     pub fn engine_tiers(&self) -> Vec<Tier> {
@@ -175,18 +167,18 @@ impl Backing {
 
     /// The paths are nobody's again. Tier 0 last: its phase is what tells that there is something to finish.
     pub fn remove_identities(&self) -> Result<()> {
-        for (place, path) in self.places.iter().zip(&self.paths).rev() {
+        for (place, anchor) in self.places.iter().zip(&self.anchors).rev() {
             place.remove_identity()?;
-            remove_file(&path.join(LOCK_FILE))?;
+            remove_file(&anchor.path().join(LOCK_FILE))?;
         }
         Ok(())
     }
 
     /// Removes the lock files, which the caller holds, from paths that are nobody's.
     pub fn remove_stray_locks(&self) -> Result<()> {
-        for (place, path) in self.places.iter().zip(&self.paths) {
+        for (place, anchor) in self.places.iter().zip(&self.anchors) {
             if place.identity()?.is_none() {
-                remove_file(&path.join(LOCK_FILE))?;
+                remove_file(&anchor.path().join(LOCK_FILE))?;
             }
         }
         Ok(())
@@ -202,10 +194,10 @@ impl Backing {
     /// What each tier's filesystem can do. Errors: `WrongTier` for one that lacks what heatfs cannot do without.
     pub fn probe(&self) -> Result<Vec<Capabilities>> {
         let mut found = Vec::with_capacity(self.plans.len());
-        for (plan, path) in self.plans.iter().zip(&self.paths) {
-            let shown = path.display().to_string();
+        for (plan, anchor) in self.plans.iter().zip(&self.anchors) {
+            let shown = anchor.shown().display().to_string();
             let wrong = |why: String| Error::WrongTier { tier: plan.name.clone(), path: shown.clone(), why };
-            let device = RealDevice::at(path).map_err(|e| Error::io("open", shown.clone(), e))?;
+            let device = RealDevice::at(anchor.path()).map_err(|e| Error::io("open", shown.clone(), e))?;
             let able = device.probe().map_err(|e| match e.kind() {
                 std::io::ErrorKind::ReadOnlyFilesystem => wrong("the filesystem is mounted read-only".to_owned()),
                 _ => Error::io("probe", shown.clone(), e),
@@ -223,8 +215,8 @@ impl Backing {
     /// Tiers between which and `directory` a rename is possible.
     pub fn on_mount_of(&self, directory: &Path, mounts: &Mounts) -> Result<Vec<TierId>> {
         let device = |path: &Path| {
-            let meta = fs::metadata(path).map_err(|e| Error::io("stat", path.display().to_string(), e))?;
-            Ok::<u64, Error>(meta.dev())
+            let meta = fs::metadata(path).map_err(|e| Error::io("stat", path.display().to_string(), e));
+            meta.map(|meta| meta.dev()).map_err(|error| self.named(error))
         };
         let (wanted, point) = (device(directory)?, mounts.of(directory));
         let mut found = Vec::new();

@@ -69,14 +69,22 @@ impl CheckReport {
 
 /// Checks a volume that is not mounted. What is wrong is in the report. Errors: only what keeps it from being looked at, `Busy` while it is mounted.
 pub fn check(tiers: &[TierPlan], options: &Options, deep: bool) -> Result<CheckReport> {
-    let mut report = CheckReport::default();
     let backing = match Backing::open(tiers) {
         Err(e @ Error::WrongTier { .. }) => {
+            let mut report = CheckReport::default();
             report.damage(e);
             return Ok(report);
         }
         backing => backing?,
     };
+    let mut report = check_opened(&backing, options, deep).map_err(|error| backing.named(error))?;
+    report.findings.iter_mut().for_each(|finding| finding.what = backing.in_line(&finding.what));
+    Ok(report)
+}
+
+/// Of the directories that were opened; paths in what is told lead through their descriptors.
+fn check_opened(backing: &Backing, options: &Options, deep: bool) -> Result<CheckReport> {
+    let mut report = CheckReport::default();
     let id = match verify_all(&backing.places) {
         Ok(id) => id,
         Err(e) => {
@@ -94,10 +102,10 @@ pub fn check(tiers: &[TierPlan], options: &Options, deep: bool) -> Result<CheckR
         report.notice("a rollback, or the end of one, was cut off: the next mount finishes it");
         return Ok(finished(report));
     }
-    check_small_files(&backing, &id, &mut report);
-    check_object_names(&backing, &mut report)?;
+    check_small_files(backing, &id, &mut report);
+    check_object_names(backing, &mut report)?;
     check_directory(&id, &mut report)?;
-    let source = source(&backing, &mut report);
+    let source = source(backing, &mut report);
     match Volume::open_with(backing.engine_tiers(), options.clone(), source) {
         Ok((volume, recovery)) => {
             report.records = recovery.records_replayed;

@@ -104,7 +104,6 @@ pub fn source_of(
 struct Checked {
     /// Where the directory is, or is to be.
     spot: Spot,
-    /// [`Backing::held`].
     backing: Backing,
     /// The tier that shares a filesystem with the directory, if one does.
     origin: TierId,
@@ -134,7 +133,7 @@ impl Checked {
         let manifest = Manifest::read(snapshot, repository, u64::from(plan.options.block_bytes))?;
         let mut checked = Checked {
             spot,
-            backing: backing.held(),
+            backing,
             origin,
             lineage: Lineage { files: manifest.files.clone(), mark: super::snapshot::mark_of(&snapshot.root) },
             manifest,
@@ -182,7 +181,7 @@ impl Checked {
 fn unfinished(backing: &Backing, directory: &Path) -> Result<Option<VolumeIdentity>> {
     let Some(first) = backing.places[0].identity()? else { return Ok(None) };
     if first.phase != Phase::CloneBuild {
-        let (name, path) = (backing.name(TierId::FASTEST), backing.path(TierId::FASTEST));
+        let (name, path) = (backing.name(TierId::FASTEST), backing.shown(TierId::FASTEST));
         let (path, directory) = (path.display(), &first.directory);
         return Err(Error::Busy(format!("tier `{name}` at {path} already belongs to the volume of {directory}")));
     }

@@ -27,18 +27,22 @@ pub const TARGETS: &str = "identity, state, files, file:PATH or file:ID, home:PA
 /// Dumps one object. Errors: `Invalid` for a target that does not exist, naming the [`TARGETS`]; `Busy`; `Corrupt`.
 pub fn dump(tiers: &[TierPlan], what: &str) -> Result<Value> {
     let backing = Backing::open(tiers)?;
+    dump_of(&backing, what).map_err(|error| backing.named(error))
+}
+
+fn dump_of(backing: &Backing, what: &str) -> Result<Value> {
     let (kind, argument) = what.split_once(':').map_or((what, None), |(kind, argument)| (kind, Some(argument)));
     if kind == "identity" {
-        return identities(&backing);
+        return identities(backing);
     }
     // Anything else makes sense only of the right tiers.
     verify_all(&backing.places)?;
     match (kind, argument) {
-        ("state", None) => state(&backing),
-        ("files", None) => files(&backing),
-        ("file", Some(name)) => file(&backing, name),
-        ("home", Some(path)) => home(&backing, path),
-        ("log", None) => log(&backing),
+        ("state", None) => state(backing),
+        ("files", None) => files(backing),
+        ("file", Some(name)) => file(backing, name),
+        ("home", Some(path)) => home(backing, path),
+        ("log", None) => log(backing),
         ("log", Some(segment)) => {
             let number = segment.parse().map_err(|_| Error::Invalid(format!("`{segment}` is no segment number")))?;
             segment_dump(&backing.places[0].device, number, true)
@@ -47,7 +51,7 @@ pub fn dump(tiers: &[TierPlan], what: &str) -> Result<Value> {
             let pins = pins::load(backing.places[0].device.as_ref())?;
             Ok(pins.into_iter().map(|(file, tier)| json!({"file": file.to_string(), "tier": tier})).collect())
         }
-        ("heat", None) => heat(&backing),
+        ("heat", None) => heat(backing),
         _ => Err(Error::Invalid(format!("cannot dump `{what}`; there are: {TARGETS}"))),
     }
 }
@@ -127,7 +131,7 @@ fn file(backing: &Backing, name: &str) -> Result<Value> {
 fn home(backing: &Backing, name: &str) -> Result<Value> {
     use std::os::unix::fs::MetadataExt;
     let path = backing.tree().join(name.trim_start_matches('/'));
-    let shown = path.display().to_string();
+    let shown = backing.in_line(&path.display().to_string());
     let meta = fs::symlink_metadata(&path).map_err(|e| Error::io("stat", shown.clone(), e))?;
     let Some(bytes) = read_mark(&path, XATTR_FILE_ID)? else {
         return Ok(json!({"path": shown, "inode": meta.ino(), "identity": null}));

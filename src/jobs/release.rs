@@ -64,7 +64,7 @@ pub struct ReleaseReport {
 /// Releases a volume that is not mounted. Errors: `Busy` while it is; `Invalid` with the bytes that are missing; `Untrusted`.
 pub fn release(plan: &ReleasePlan, watch: &mut dyn Watch) -> Result<ReleaseReport> {
     let spot = Spot::of(&super::adopt::resolve(&plan.directory)?)?;
-    let backing = Backing::open(&plan.tiers)?.held();
+    let backing = Backing::open(&plan.tiers)?;
     let told = |error| backing.named(spot.named(error));
     let mut report = give_back(plan, &backing, &spot, watch).map_err(told)?;
     report.untrusted.iter_mut().for_each(|line| *line = backing.in_line(line));

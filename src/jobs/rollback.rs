@@ -78,17 +78,18 @@ pub struct SettledReport {
 /// it was, too, unless all but the names was done: then it is rolled back, and the next mount or command gives them.
 pub fn roll_back(repository: &Repository, plan: &RollbackPlan, watch: &mut dyn Watch) -> Result<RollbackReport> {
     let stopped = Stopped::take(&plan.tiers, &plan.options, watch)?;
-    Rolling::new(repository, plan, &stopped)?.run(watch).inspect_err(|_| {
+    let rolled = Rolling::new(repository, plan, &stopped)?.run(watch).inspect_err(|_| {
         if let Err(error) = stopped.clear_away() {
-            tracing::warn!("clearing away a rollback that failed: {error}");
+            tracing::warn!("clearing away a rollback that failed: {}", stopped.backing.named(error));
         }
-    })
+    });
+    rolled.map_err(|error| stopped.backing.named(error))
 }
 
 /// As [`roll_back`], but a failure leaves everything as it is, as a crash would.
 pub fn attempt(repository: &Repository, plan: &RollbackPlan, watch: &mut dyn Watch) -> Result<RollbackReport> {
     let stopped = Stopped::take(&plan.tiers, &plan.options, watch)?;
-    Rolling::new(repository, plan, &stopped)?.run(watch)
+    Rolling::new(repository, plan, &stopped)?.run(watch).map_err(|error| stopped.backing.named(error))
 }
 
 /// Gives up what the volume was before it was rolled back. It must not be mounted. Errors: `NotFound` if it was not rolled back.
@@ -162,10 +163,12 @@ pub fn finish(home: &Path, tiers: &[Tier], options: &Options, watch: &mut dyn Wa
 /// As [`finish`], for a job that holds the locks of a volume which nobody runs.
 pub(super) fn finish_stopped(backing: &Backing, options: &Options, watch: &mut dyn Watch) -> Result<Option<Rollback>> {
     let home = backing.home();
-    match is_unfinished(&home, &backing.fastest()?)? {
-        true => in_run(backing, Rest::AsBefore, || finish(&home, &backing.engine_tiers(), options, watch)),
-        false => Ok(Volume::peek(&backing.fastest()?)?.rollback),
-    }
+    let finished = match is_unfinished(&home, &backing.fastest()?) {
+        Ok(true) => in_run(backing, Rest::AsBefore, || finish(&home, &backing.engine_tiers(), options, watch)),
+        Ok(false) => Ok(Volume::peek(&backing.fastest()?)?.rollback),
+        Err(error) => Err(error),
+    };
+    finished.map_err(|error| backing.named(error))
 }
 
 /// How a run leaves the volume.

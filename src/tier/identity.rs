@@ -14,7 +14,8 @@
 //! A clean stop marks the others `Stopped` first and tier 0 last; so if tier 0 says `Stopped`, another tier that says `Running` is a copy
 //! made while the volume was mounted. (A copy made in the same incarnation as a crash cannot be told from the original.)
 //!
-//! Identity files are replaced by rename, so that a crash leaves the old or the new one.
+//! Identity files are replaced by a rename, so that a crash leaves the old or the new one. Where the filesystem can, the two change places: the old one stays as the
+//! spare that the next is written over, so that a start needs no room, however full others made the filesystem.
 
 use crate::device::real::RealDevice;
 use crate::device::{Device, OpenMode};
@@ -33,6 +34,7 @@ use uuid::Uuid;
 pub const IDENTITY_FILE: &str = "heatfs.tier";
 /// Name of the lock file in a tier path.
 pub const LOCK_FILE: &str = "heatfs.lock";
+/// The next identity while it is written; then what the last one was, for its room.
 const NEW_IDENTITY_FILE: &str = "heatfs.tier.new";
 
 /// A tier path and the name that the settings give it. A volume's places are listed fastest first.
@@ -115,7 +117,10 @@ impl Place {
             file.write_all_at(&bytes, 0)?;
             file.set_len(bytes.len() as u64)?;
             file.sync_data()?;
-            self.device.rename(NEW_IDENTITY_FILE, IDENTITY_FILE)?;
+            match self.device.exists(IDENTITY_FILE)? {
+                true => self.device.exchange(NEW_IDENTITY_FILE, IDENTITY_FILE)?,
+                false => self.device.rename(NEW_IDENTITY_FILE, IDENTITY_FILE)?,
+            }
             self.device.sync_dir("")
         };
         write().map_err(|e| self.io("write", e))
@@ -123,10 +128,11 @@ impl Place {
 
     /// Removes the identity; the last step of leaving.
     pub fn remove_identity(&self) -> Result<()> {
-        match self.device.remove_file(IDENTITY_FILE) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(self.io("remove", e)),
+        for name in [NEW_IDENTITY_FILE, IDENTITY_FILE] {
+            match self.device.remove_file(name) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(self.io("remove", e)),
+                _ => {}
+            }
         }
         self.device.sync_dir("").map_err(|e| self.io("sync", e))
     }
@@ -400,9 +406,11 @@ fn take_one(name: &str, path: &PathBuf) -> Result<Flock<File>> {
         errno => Error::io("lock", shown.clone(), errno.into()),
     })?;
     let mut write = || -> io::Result<()> {
-        lock.set_len(0)?;
+        let line = format!("{}\n", std::process::id());
         lock.rewind()?;
-        writeln!(lock, "{}", std::process::id())
+        // Over what was there: that needs no room.
+        lock.write_all(line.as_bytes())?;
+        lock.set_len(line.len() as u64)
     };
     write().map_err(|e| Error::io("write", shown.clone(), e))?;
     Ok(lock)
@@ -411,8 +419,9 @@ fn take_one(name: &str, path: &PathBuf) -> Result<Flock<File>> {
 fn read_holder(file: &mut File) -> String {
     let mut text = String::new();
     match file.take(32).read_to_string(&mut text) {
-        Ok(_) if !text.trim().is_empty() => text.trim().to_owned(),
-        _ => "(unknown)".to_owned(),
+        // Behind the first line may be the rest of a longer one of before.
+        Ok(_) => text.lines().next().filter(|line| !line.is_empty()).unwrap_or("(unknown)").to_owned(),
+        Err(_) => "(unknown)".to_owned(),
     }
 }
 

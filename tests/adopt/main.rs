@@ -3,6 +3,7 @@
 
 mod attacks;
 mod clones;
+mod full;
 mod inspect;
 mod lab;
 mod rollback;

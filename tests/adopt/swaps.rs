@@ -1,20 +1,26 @@
-//! Somebody owns the directory above the one that root adopts or releases, or above the tiers. Before any single step of the work he puts a link in the place of what is his,
+//! Somebody owns the directory above the one that root adopts, clones to or releases, or above the tiers. Before any single step of the work he puts a link in the place of what is his,
 //! to where he may not write: nothing may be written, removed or changed there.
 //!
 //! He has the user id of nobody, for file access only, on the thread that does the work, so that no race has to be won.
 
 use crate::attacks::{as_nobody, is_root};
-use crate::lab::{Entry, Lab, TIERS, assert_same, fill, snapshot};
+use crate::lab::{Entry, Lab, TIERS, assert_same, bytes, fill, options, snapshot};
+use crate::stored::{init, store};
+use heatfs::device::real::RealDevice;
 use heatfs::device::sys;
 use heatfs::error::Result;
 use heatfs::jobs::adopt::{AdoptPlan, adopt};
+use heatfs::jobs::clone::{ClonePlan, clone};
 use heatfs::jobs::release::{ReleasePlan, release};
+use heatfs::jobs::rollback::{RollbackPlan, confirm, roll_back, undo};
 use heatfs::jobs::{TierPlan, Watch};
+use heatfs::repository::{Repository, SnapshotId};
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use uuid::Uuid;
 
 const NOBODY: u32 = 65534;
 
@@ -35,10 +41,13 @@ enum Outside {
     Nothing,
     /// Something of each name that heatfs could touch.
     Decoys,
+    /// For the database's directory one of the same names, with nothing special about it.
+    Alike,
 }
 
 struct Scene {
     lab: Lab,
+    kind: Outside,
     outside: BTreeMap<PathBuf, Entry>,
     /// What the database's directory held.
     before: BTreeMap<PathBuf, Entry>,
@@ -59,11 +68,12 @@ impl Scene {
         fill(&lab.path("his/above/data"));
         let before = snapshot(&lab.path("his/above/data"));
         fs::create_dir(lab.path("outside")).unwrap();
-        if outside == Outside::Decoys {
-            decoys(&lab.path("outside"));
+        match outside {
+            Outside::Nothing => {}
+            Outside::Decoys => decoys(&lab.path("outside")),
+            Outside::Alike => fill(&lab.path("outside/data")),
         }
-        let outside = snapshot(&lab.path("outside"));
-        Scene { lab, outside, before }
+        Scene { kind: outside, outside: snapshot(&lab.path("outside")), lab, before }
     }
 
     fn tiers(&self) -> Vec<TierPlan> {
@@ -98,8 +108,12 @@ impl Scene {
     fn assert_untouched(&self, when: &str) {
         assert_same(&snapshot(&self.lab.path("outside")), &self.outside, when);
         let data = self.lab.path("outside/data");
-        if data.exists() {
-            assert!(is_immutable(&data) || !self.can_be_immutable(), "{when}: what was immutable is no more");
+        if data.exists() && self.can_be_immutable() {
+            assert_eq!(
+                is_immutable(&data),
+                self.kind == Outside::Decoys,
+                "{when}: what was immutable is no more, or now is"
+            );
         }
     }
 
@@ -112,12 +126,14 @@ impl Scene {
 }
 
 fn decoys(outside: &Path) {
-    for name in ["home/tree", "home/grave", "objects/00", "log", "staging", "releasing/tree", "adopting/tree"] {
+    let roots = ["home/tree", "home/tree.new", "home/tree.before", "home/tree.gone"];
+    let directories = ["home/grave", "objects/00", "log", "staging", "releasing/tree", "adopting/tree"];
+    for name in roots.iter().chain(&directories) {
         let dir = outside.join("nvme").join(name);
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("precious"), "x").unwrap();
     }
-    for name in ["state.redb", "heat.bin", "pins.json", "heatfs.tier", "heatfs.lock"] {
+    for name in ["state.redb", "heat.bin", "pins.json", "clone.json", "heatfs.tier", "heatfs.lock"] {
         fs::write(outside.join("nvme").join(name), "x").unwrap();
     }
     // What a link leads to is empty, so that a directory could be put in its place; and immutable, so that somebody would have to clear that.
@@ -166,8 +182,11 @@ fn at_each_step(
 ) -> Vec<&'static str> {
     let mut done = Vec::new();
     // Of tiers there is nothing to be made where nothing is.
-    let outsides: &[Outside] =
-        if place == Place::Tiers { &[Outside::Decoys] } else { &[Outside::Nothing, Outside::Decoys] };
+    let outsides: &[Outside] = match place {
+        Place::Tiers => &[Outside::Decoys],
+        Place::Above => &[Outside::Nothing, Outside::Decoys],
+        Place::Directory => &[Outside::Nothing, Outside::Decoys, Outside::Alike],
+    };
     for outside in outsides.iter().copied() {
         let attempt = |left: usize| {
             let scene = Scene::new(outside);
@@ -300,12 +319,147 @@ fn an_adoption_does_not_follow_a_link_in_the_place_of_its_directory() {
     }
 }
 
-/// He puts back what he put aside, and all is as it would have been.
-fn comes_back(scene: &Scene, adopted: Result<()>, aside: &str, when: &str) {
-    adopted.unwrap_or_else(|error| panic!("{when}: {error}"));
+/// The snapshot that is stored of the scene.
+fn stored(scene: &Scene) -> (Repository, SnapshotId) {
+    let repository = Repository::open(RealDevice::open(scene.lab.path("repo")).unwrap(), None).unwrap();
+    let snapshot = repository.snapshots().unwrap()[0].id;
+    (repository, snapshot)
+}
+
+fn only_in_the_repository(scene: &Scene) {
+    let data = scene.lab.path("his/above/data");
+    store(&init(&scene.lab), &data, Uuid::from_u128(0xabc));
+    fs::remove_dir_all(data).unwrap();
+}
+
+fn has_cloned(scene: &Scene, watch: &mut dyn Watch) -> Result<()> {
+    let (repository, snapshot) = stored(scene);
+    let plan = ClonePlan {
+        directory: scene.lab.path("his/above/data"),
+        tiers: scene.tiers(),
+        options: options(),
+        snapshot,
+        repository: scene.lab.path("repo"),
+        key_file: None,
+    };
+    clone(&repository, &plan, watch).map(drop)
+}
+
+#[test]
+fn a_clone_below_a_directory_of_others_is_not_led_out_of_it() {
+    if is_root() {
+        let then = |scene: &Scene, outcome, when: &str| comes_back(scene, outcome, "above", when);
+        let swaps = at_each_step(Place::Above, only_in_the_repository, has_cloned, then);
+        assert!(swaps.contains(&"identities") && swaps.contains(&"mount point"), "{swaps:?}");
+    }
+}
+
+#[test]
+fn a_clone_does_not_follow_a_link_in_the_place_of_its_directory() {
+    if !is_root() {
+        return;
+    }
+    let swaps = at_each_step(Place::Directory, only_in_the_repository, has_cloned, |scene, outcome, when| {
+        let data = scene.lab.path("his/above/data");
+        if let Err(error) = outcome {
+            assert!(error.to_string().contains(&data.display().to_string()), "{when}: {error}");
+            fs::remove_file(&data).unwrap();
+            has_cloned(scene, &mut ()).unwrap_or_else(|error| panic!("{when}, again: {error}"));
+            release(&scene.release_plan(), &mut ()).unwrap_or_else(|error| panic!("{when}, released: {error}"));
+            assert_same(&snapshot(&data), &scene.before, when);
+        }
+    });
+    assert!(swaps.contains(&"identities") && swaps.contains(&"mount point"), "{swaps:?}");
+}
+
+#[test]
+fn a_clone_stays_in_its_tiers_whatever_is_put_in_the_place_of_the_directory_above_them() {
+    if is_root() {
+        let then = |scene: &Scene, outcome, when: &str| comes_back(scene, outcome, "tiers", when);
+        let swaps = at_each_step(Place::Tiers, only_in_the_repository, has_cloned, then);
+        assert!(swaps.contains(&"engine") && swaps.contains(&"root"), "{swaps:?}");
+    }
+}
+
+/// A volume, and a snapshot of what it was some time ago.
+fn adopted_and_stored(scene: &Scene) {
+    let was = scene.lab.path("was");
+    fs::create_dir(&was).unwrap();
+    fill(&was);
+    fs::write(was.join("base/1/16384"), bytes(9, 200_000)).unwrap();
+    fs::remove_file(was.join("sparse")).unwrap();
+    let volume = adopt(&scene.adoption(), &mut ()).unwrap().volume;
+    store(&init(&scene.lab), &was, volume);
+}
+
+fn has_rolled_back(scene: &Scene, watch: &mut dyn Watch) -> Result<()> {
+    let (repository, snapshot) = stored(scene);
+    let repository_at = scene.lab.path("repo");
+    let plan =
+        RollbackPlan { tiers: scene.tiers(), options: options(), snapshot, repository: repository_at, key_file: None };
+    roll_back(&repository, &plan, watch).map(drop)
+}
+
+fn rolled_back(scene: &Scene) {
+    adopted_and_stored(scene);
+    has_rolled_back(scene, &mut ()).unwrap();
+}
+
+/// The volume is what is wanted, and nothing is left of the other root.
+fn ends_as(scene: &Scene, want: &BTreeMap<PathBuf, Entry>, when: &str) {
+    let home = scene.lab.path("his/tiers/nvme/home");
+    for name in ["tree.new", "tree.before", "tree.gone"] {
+        assert!(!home.join(name).exists(), "{when}: {name}");
+    }
+    release(&scene.release_plan(), &mut ()).unwrap_or_else(|error| panic!("{when}, released: {error}"));
+    assert_same(&snapshot(&scene.lab.path("his/above/data")), want, when);
+}
+
+#[test]
+fn a_rollback_stays_in_its_tiers_whatever_is_put_in_the_place_of_the_directory_above_them() {
+    if !is_root() {
+        return;
+    }
+    let swaps = at_each_step(Place::Tiers, adopted_and_stored, has_rolled_back, |scene, outcome, when| {
+        outcome.unwrap_or_else(|error| panic!("{when}: {error}"));
+        put_back(scene, "tiers");
+        confirm(&scene.tiers(), &options(), &mut ()).unwrap_or_else(|error| panic!("{when}, confirmed: {error}"));
+        ends_as(scene, &snapshot(&scene.lab.path("was")), when);
+    });
+    assert!(swaps.contains(&"rest") && swaps.contains(&"make root") && swaps.contains(&"switch"), "{swaps:?}");
+}
+
+#[test]
+fn the_end_of_a_rollback_stays_in_its_tiers_whatever_is_put_in_the_place_of_the_directory_above_them() {
+    if !is_root() {
+        return;
+    }
+    let has_confirmed = |scene: &Scene, watch: &mut dyn Watch| confirm(&scene.tiers(), &options(), watch).map(drop);
+    let swaps = at_each_step(Place::Tiers, rolled_back, has_confirmed, |scene, outcome, when| {
+        outcome.unwrap_or_else(|error| panic!("{when}: {error}"));
+        put_back(scene, "tiers");
+        ends_as(scene, &snapshot(&scene.lab.path("was")), when);
+    });
+    assert!(swaps.contains(&"give up") && swaps.contains(&"remove names"), "{swaps:?}");
+    let has_undone = |scene: &Scene, watch: &mut dyn Watch| undo(&scene.tiers(), &options(), watch).map(drop);
+    let swaps = at_each_step(Place::Tiers, rolled_back, has_undone, |scene, outcome, when| {
+        outcome.unwrap_or_else(|error| panic!("{when}: {error}"));
+        put_back(scene, "tiers");
+        ends_as(scene, &scene.before, when);
+    });
+    assert!(swaps.contains(&"switch back") && swaps.contains(&"remove names"), "{swaps:?}");
+}
+
+fn put_back(scene: &Scene, aside: &str) {
     let place = scene.lab.path("his").join(aside);
     fs::remove_file(&place).unwrap();
     fs::rename(place.with_extension("aside"), &place).unwrap();
+}
+
+/// He puts back what he put aside, and all is as it would have been.
+fn comes_back(scene: &Scene, made: Result<()>, aside: &str, when: &str) {
+    made.unwrap_or_else(|error| panic!("{when}: {error}"));
+    put_back(scene, aside);
     release(&scene.release_plan(), &mut ()).unwrap_or_else(|error| panic!("{when}, released: {error}"));
     assert_same(&snapshot(&scene.lab.path("his/above/data")), &scene.before, when);
 }

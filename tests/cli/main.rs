@@ -6,6 +6,7 @@ mod bench;
 mod cadence;
 mod clones;
 mod doctor;
+mod lmdb;
 mod mounting;
 mod postgres;
 mod rollback;

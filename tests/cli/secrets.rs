@@ -30,6 +30,35 @@ fn assert_silent(what: &str, text: &str) {
 }
 
 #[test]
+fn a_password_that_everybody_may_read_is_told_of() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    let settings = format!("\n[snapshot.postgresql]\nconnection = \"host=/nowhere user=u password={PASSWORD}\"\n");
+    let text = fs::read_to_string(bench.config()).unwrap();
+    fs::write(bench.config(), format!("{text}{settings}")).unwrap();
+
+    let told = |log: &str| log.lines().filter(|line| line.contains("holds a password")).count();
+    let by_doctor = |bench: &Bench| {
+        let output = bench.heatfs(&["doctor", "--json"]).output().unwrap();
+        let verdicts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let of_settings = verdicts["verdicts"].as_array().unwrap().iter().filter(|one| one["subject"] == "settings");
+        let lines: Vec<String> = of_settings.map(ToString::to_string).collect();
+        assert_silent("doctor", &lines.concat());
+        lines.len()
+    };
+    fs::set_permissions(bench.config(), fs::Permissions::from_mode(0o640)).unwrap();
+    assert_eq!(by_doctor(&bench), 0);
+    bench.start();
+    bench.ok(&["stop"]);
+    assert_eq!((bench.ended(60), told(&bench.log())), (Some(0), 0), "{}", bench.log());
+    fs::set_permissions(bench.config(), fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(by_doctor(&bench), 1);
+    bench.start();
+    assert_eq!(told(&bench.log()), 1, "{}", bench.log());
+    assert_silent("the log", &bench.log());
+}
+
+#[test]
 fn no_secret_is_in_logs_arguments_or_answers() {
     let Some(mut bench) = Bench::new() else { return };
     bench.adopt();

@@ -4,7 +4,7 @@
 use heatfs::device::real::RealDevice;
 use heatfs::device::{AlignedBuf, OpenMode};
 use heatfs::error::Error;
-use heatfs::namespace::{Caller, Namespace, ROOT_INODE};
+use heatfs::namespace::{Caller, Namespace, ROOT_INODE, RenameMode};
 use heatfs::volume::{Options, Tier, Volume, Wait};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 const PAGES: u64 = 64;
+const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+
+/// The name that has to be there, and what makes it so.
+type Work<'a> = (&'a str, &'a dyn Fn(&Namespace));
 
 struct Lab {
     program: PathBuf,
@@ -55,6 +59,39 @@ impl Drop for Lab {
     }
 }
 
+/// A volume whose home alone lies on a disk: the log stays well, whatever happens to it.
+struct HomeOnDisk {
+    volume: Arc<Volume>,
+    namespace: Arc<Namespace>,
+    _log: tempfile::TempDir,
+}
+
+impl HomeOnDisk {
+    fn new(home: &Path) -> HomeOnDisk {
+        for directory in ["home/tree", "home/grave"] {
+            std::fs::create_dir_all(home.join(directory)).expect("made");
+        }
+        let log = tempfile::tempdir_in("/var/tmp").expect("a temporary directory");
+        let tier = |name: &str, path: &Path| {
+            let device = RealDevice::open(path).expect("a device");
+            Tier { name: name.to_owned(), device, budget_bytes: None, reserve_bytes: 0 }
+        };
+        let tiers = || vec![tier("fast", log.path()), tier("home", home)];
+        let options = Options {
+            block_bytes: 64 << 10,
+            segment_bytes: 4 << 20,
+            segments: 4,
+            payload_cache_bytes: 1 << 20,
+            coalesce_at_fill: 0.5,
+            checkpoint_interval_s: 600,
+        };
+        Volume::create(&tiers(), &options, Uuid::from_u128(7), &mut |_| {}).expect("created");
+        let (volume, _) = Volume::open(tiers(), options).expect("opened");
+        let namespace = Namespace::open(&home.join("home"), Arc::clone(&volume), volume.volume_id()).expect("home");
+        HomeOnDisk { volume, namespace, _log: log }
+    }
+}
+
 /// The lab; None, and said so, where it cannot be had.
 fn lab_or_say_so() -> Option<Lab> {
     Lab::new()
@@ -94,31 +131,9 @@ fn i5_a_volume_whose_home_fails_to_sync_is_read_only() {
     for filesystem in ["xfs", "ext4"] {
         lab.run(filesystem, &["up", dir]);
         {
-            let home = lab.disk();
-            for directory in ["home/tree", "home/grave"] {
-                std::fs::create_dir_all(home.join(directory)).expect("made");
-            }
-            // The log stays well: home alone fails.
-            let log = tempfile::tempdir_in("/var/tmp").expect("a temporary directory");
-            let tier = |name: &str, path: &Path| {
-                let device = RealDevice::open(path).expect("a device");
-                Tier { name: name.to_owned(), device, budget_bytes: None, reserve_bytes: 0 }
-            };
-            let tiers = || vec![tier("fast", log.path()), tier("home", &home)];
-            let options = Options {
-                block_bytes: 64 << 10,
-                segment_bytes: 4 << 20,
-                segments: 4,
-                payload_cache_bytes: 1 << 20,
-                coalesce_at_fill: 0.5,
-                checkpoint_interval_s: 600,
-            };
-            Volume::create(&tiers(), &options, Uuid::from_u128(7), &mut |_| {}).expect("created");
-            let (volume, _) = Volume::open(tiers(), options).expect("opened");
-            let namespace = Namespace::open(&home.join("home"), Arc::clone(&volume), volume.volume_id()).expect("home");
-            let caller = Caller { uid: 0, gid: 0, pid: 1 };
+            let HomeOnDisk { volume, namespace, .. } = &HomeOnDisk::new(&lab.disk());
             let create =
-                |name: &str| namespace.create(ROOT_INODE, OsStr::new(name), caller, 0o600, 0).expect("created").node;
+                |name: &str| namespace.create(ROOT_INODE, OsStr::new(name), CALLER, 0o600, 0).expect("created").node;
             let root = namespace.open_directory(ROOT_INODE).expect("opened");
             namespace.sync_home(&create("before")).expect("synced");
             namespace.sync_directory(&root).expect("synced");
@@ -132,6 +147,56 @@ fn i5_a_volume_whose_home_fails_to_sync_is_read_only() {
             assert!(matches!(volume.write(file, 0, b"x", Wait::Allowed), Err(Error::ReadOnly { .. })), "{filesystem}");
             assert!(volume.status().read_only.is_some_and(|why| why.contains("home/tree")), "{filesystem}");
         }
+        lab.run(filesystem, &["purge", dir]);
+    }
+}
+
+/// R10: what the sync of a file, or of its directory, answered for is there after a power cut: a new name with the directories above it that are new themselves, one
+/// more name, another name. A cut for each, since one sync may cover more than it was asked for.
+#[test]
+fn r10_names_that_were_synced_survive_a_power_cut() {
+    let Some(lab) = lab_or_say_so() else { return };
+    let dir = lab.dir.path().to_str().expect("UTF-8");
+    let create = |namespace: &Namespace, directory: u64, name: &str| {
+        namespace.create(directory, OsStr::new(name), CALLER, 0o600, 0).expect("created").node
+    };
+    let new = |namespace: &Namespace| {
+        let make = |above: u64, name: &str| {
+            namespace.make_directory(above, OsStr::new(name), CALLER, 0o700, 0).expect("made").node.inode
+        };
+        namespace.sync_home(&create(namespace, make(make(ROOT_INODE, "new"), "below"), "file")).expect("synced");
+    };
+    let linked = |namespace: &Namespace| {
+        let first = create(namespace, ROOT_INODE, "first");
+        namespace.sync_home(&first).expect("synced");
+        namespace.link(first.inode, ROOT_INODE, OsStr::new("second")).expect("linked");
+        namespace.sync_home(&first).expect("synced");
+    };
+    let renamed = |namespace: &Namespace| {
+        let file = create(namespace, ROOT_INODE, "temporary");
+        namespace.sync_home(&file).expect("synced");
+        let (from, to) = (OsStr::new("temporary"), OsStr::new("renamed"));
+        namespace.rename(ROOT_INODE, from, ROOT_INODE, to, RenameMode::Replace).expect("renamed");
+        namespace.sync_home(&file).expect("synced");
+    };
+    let listed = |namespace: &Namespace| {
+        create(namespace, ROOT_INODE, "listed");
+        namespace.sync_directory(&namespace.open_directory(ROOT_INODE).expect("opened")).expect("synced");
+    };
+    let works: [Work<'_>; 4] =
+        [("new/below/file", &new), ("second", &linked), ("renamed", &renamed), ("listed", &listed)];
+    for filesystem in ["xfs", "ext4"] {
+        lab.run(filesystem, &["up", dir]);
+        for (name, work) in works {
+            {
+                let home = HomeOnDisk::new(&lab.disk());
+                RealDevice::open(lab.disk()).and_then(|device| device.sync_all()).expect("synced");
+                work(&home.namespace);
+                lab.run(filesystem, &["powercut", "drop"]);
+            }
+            assert!(lab.disk().join("home/tree").join(name).exists(), "{filesystem}: {name} is gone");
+        }
+        assert!(!lab.disk().join("home/tree/temporary").exists(), "{filesystem}: it was renamed");
         lab.run(filesystem, &["purge", dir]);
     }
 }

@@ -3,7 +3,7 @@
 use heatfs::device::sim::SimWorld;
 use heatfs::units::{BlockNo, FileId, TierId};
 use heatfs::volume::{ClonedFile, Lineage, Options, SourceSnapshot, Tier, Volume, Wait};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 pub const TIERS: [&str; 3] = ["nvme", "sata", "hdd"];
 pub const FILES: usize = 3;
@@ -281,6 +281,23 @@ impl Harness {
             *content = buf;
         }
         Ok(model)
+    }
+}
+
+/// The world in the middle of something: as the next sync of a file of a device leaves it.
+pub struct Glimpse(Arc<Mutex<Option<SimWorld>>>);
+
+impl Glimpse {
+    pub fn at_next_sync(world: &SimWorld, device: &str) -> Glimpse {
+        let glimpse = Glimpse(Arc::default());
+        let (seen, whole) = (Arc::clone(&glimpse.0), world.clone());
+        world.device(device).after_next_sync(move || *seen.lock().expect("nobody panicked") = Some(whole.fork()));
+        glimpse
+    }
+
+    /// Panics if there was no sync.
+    pub fn world(&self) -> SimWorld {
+        self.0.lock().expect("nobody panicked").take().expect("a file was synced")
     }
 }
 

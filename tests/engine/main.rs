@@ -14,6 +14,7 @@ mod marks;
 mod marks_crash;
 mod marks_rules;
 mod marks_threads;
+mod meanwhile;
 mod model;
 mod rescue;
 mod rollback_crash;

@@ -1,6 +1,6 @@
 //! One test for each rule about marks that is not the subject of the comparison with the model.
 
-use crate::harness::{BLOCK, FILES, Harness, Model, Op, Random, TIERS};
+use crate::harness::{BLOCK, FILES, Harness, Model, Op, Random, TIERS, options, tiers};
 use crate::marks::{Marked, Run, by_id, check_mark};
 use heatfs::device::sim::{Fault, SimWorld, Survival};
 use heatfs::device::{Device, OpenMode};
@@ -8,7 +8,7 @@ use heatfs::error::Error;
 use heatfs::ondisk::staged::Batch;
 use heatfs::tier::objects::object_path;
 use heatfs::units::{BlockNo, FileId, TierId};
-use heatfs::volume::{File, MARKS_MAX, Mark, Volume, Wait};
+use heatfs::volume::{File, MARKS_MAX, Mark, Tier, Volume, Wait};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
@@ -126,14 +126,21 @@ fn changes_are_exact_and_survive() {
 fn cuts_count_as_changes() {
     let harness = opened(4);
     write(&harness, 0, 0, 1, 20 * PAGE);
+    write(&harness, 2, 0, 1, 10 * PAGE + 100);
     settle(&harness);
+    // In no base yet.
+    write(&harness, 1, 0, 1, 20 * PAGE);
     let first = mark(&harness, 1);
     harness.volume().publish_mark(&first, None).expect("publishes");
     harness.volume().punch_hole(&file(&harness, 0), 3 * PAGE, 2 * PAGE).expect("punches");
     harness.volume().set_size(&file(&harness, 0), 18 * PAGE + 5).expect("truncates");
     harness.volume().set_size(&file(&harness, 0), 20 * PAGE).expect("grows");
+    harness.volume().punch_hole(&file(&harness, 1), 3 * PAGE, 2 * PAGE).expect("punches");
+    harness.volume().set_size(&file(&harness, 2), 12 * PAGE + 100).expect("grows");
     let second = mark(&harness, 2);
     assert_eq!(changed(&harness, &second, 1, 0), Some(vec![3, 4, 18, 19]));
+    assert_eq!(changed(&harness, &second, 1, 1), Some(vec![3, 4]));
+    assert_eq!(changed(&harness, &second, 1, 2), Some(vec![10, 12]), "pages with the old and with the new end");
 }
 
 /// I4, R15: before a base changes under a mark, its old bytes are durable in staging, with a note of what they are: wherever the crash falls, the base has
@@ -268,6 +275,36 @@ fn a_mark_is_failed_before_a_writer_is_refused() {
     let again = fill(1, 2);
     assert!(mark.failure().is_some_and(|why| why.contains("room")), "{:?}", mark.failure());
     assert!(again + (8 << 20) > filled, "only {again} of {filled} could be written again");
+}
+
+/// I10: what was promised to a writer is not taken to save something for a mark: that fails then.
+#[test]
+fn staging_takes_no_promised_room() {
+    let world = SimWorld::new(13);
+    let small = || -> Vec<_> {
+        tiers(&world).into_iter().map(|tier| Tier { budget_bytes: Some(10 * BLOCK), ..tier }).collect()
+    };
+    Volume::create(&small(), &options(), Uuid::from_u128(7), &mut |_| {}).expect("creates");
+    let (volume, _) = Volume::open(small(), options()).expect("opens");
+    let new = || volume.file(volume.issue_file_id().expect("an id")).expect("known");
+    let (there, promised) = (new(), new());
+    let write = |file: &Arc<File>, blocks: u64, byte: u8| {
+        let data = [byte; BLOCK as usize];
+        (0..blocks).try_for_each(|block| volume.write(file, block * BLOCK, &data, Wait::Allowed)).expect("fits");
+    };
+    for (room, fails) in [(1, false), (0, true)] {
+        write(&there, 10, 1);
+        volume.coalesce_all(&mut |_, _| {}).expect("coalesces");
+        volume.checkpoint().expect("checkpoints");
+        write(&promised, 20 - room, 2);
+        let mark = volume.mark(Uuid::from_u128(u128::from(room))).expect("a mark is taken");
+        volume.wait_for_mark(&mark).expect("durable");
+        write(&there, 1, 3);
+        volume.coalesce_all(&mut |_, _| {}).expect("what was promised fits");
+        assert_eq!(mark.failure().is_some(), fails, "{room} free: {:?}", mark.failure());
+        volume.release_mark(&mark);
+        volume.checkpoint().expect("checkpoints");
+    }
 }
 
 /// A removed file is whole for its mark, through checkpoints and moves, and goes after the mark: R12's listener hears of it then.
@@ -426,6 +463,32 @@ fn damaged_staging_fails_the_mark() {
     assert_eq!(harness.volume().pending_marks().len(), 0);
     assert_eq!(harness.volume().status().marks.failed, 1);
     assert!(harness.contents().expect("readable").files[0] == vec![2; 4 * BLOCK as usize]);
+}
+
+/// I8: staged bytes that are damaged while the mark is pending are an error to its reader, never handed out.
+#[test]
+fn damaged_staging_is_never_read_as_a_mark() {
+    let harness = opened(14);
+    write(&harness, 0, 0, 1, 4 * BLOCK);
+    settle(&harness);
+    let mark = mark(&harness, 1);
+    write(&harness, 0, 0, 2, 4 * BLOCK);
+    settle(&harness);
+    assert_eq!(read_at(&harness, &mark, 0, 0, 4 * BLOCK), vec![1; 4 * BLOCK as usize]);
+    let staged = harness.world.device("nvme").open("staging/00000001.staged", OpenMode::default()).expect("opens");
+    staged.write_all_at(b"damage", 5000).expect("writes");
+    let (mut refused, mut buf) = (0, [0; 4096]);
+    for page in 0..4 * BLOCK / 4096 {
+        match harness.volume().read_at(&mark, harness.ids[0], page * 4096, &mut buf) {
+            Ok(_) => assert_eq!(buf, [1; 4096], "page {page}"),
+            Err(error) => {
+                assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(refused, 1);
+    assert_eq!(harness.contents().expect("readable").files[0], vec![2; 4 * BLOCK as usize]);
 }
 
 /// A fault at every operation of a workload with marks: writers notice nothing that they would not without marks, and a mark is right or failed.

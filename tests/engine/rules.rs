@@ -1,6 +1,6 @@
 //! One test for each rule of the design that can be shown below FUSE and is not the subject of another file here (R7: `damage`, R8, I5, I10: `faults`).
 
-use crate::harness::{BLOCK, Harness, Random, options, tiers};
+use crate::harness::{BLOCK, Glimpse, Harness, Random, options, tiers};
 use heatfs::device::Device;
 use heatfs::device::sim::{SimWorld, Survival};
 use heatfs::error::Error;
@@ -39,6 +39,15 @@ fn settle(harness: &Harness) {
     harness.volume().checkpoint().expect("checkpoints");
 }
 
+/// Settles, and moves the log on by two segments, so that after a crash no record covers what a base should hold.
+fn settle_and_pass(harness: &Harness) {
+    settle(harness);
+    (0..2 * options().segment_bytes / BLOCK).for_each(|block| write(harness, 2, block * BLOCK, 4, BLOCK));
+    settle(harness);
+    harness.volume().set_size(&file(harness, 2), 0).expect("truncates");
+    settle(harness);
+}
+
 fn place(harness: &Harness, n: usize, block: u64) -> (Option<TierId>, Option<TierId>) {
     let map = harness.volume().block_map(&file(harness, n));
     let run = map.into_iter().find(|run| run.0.0 <= block && block < run.0.0 + run.1);
@@ -66,23 +75,52 @@ fn a_write_touches_only_the_log() {
     assert_eq!(harness.world.device("nvme").traffic().syncs, before.1.syncs);
 }
 
+/// I2: of a block's records only those are applied that are durable. Others may come at any time; here while old bytes are being saved for a mark.
+#[test]
+fn what_is_not_durable_yet_is_not_applied() {
+    let harness = opened(27);
+    write(&harness, 0, 0, 1, BLOCK);
+    settle_and_pass(&harness);
+    let mark = harness.volume().mark(uuid::Uuid::from_u128(1)).expect("a mark is taken");
+    harness.volume().wait_for_mark(&mark).expect("durable");
+    write(&harness, 0, 0, 2, 4096);
+    let (volume, changed) = (Arc::clone(harness.volume()), file(&harness, 0));
+    harness.world.device("nvme").after_next_sync(move || {
+        volume.write(&changed, 8192, &[3; 4096], Wait::Allowed).expect("writes");
+    });
+    let mut applied = None;
+    harness.volume().coalesce_all(&mut |_, _| applied = Some(harness.world.fork())).expect("coalesces");
+    assert_eq!(read(&harness, 0, 8192, 4096), [3; 4096], "the action ran");
+    let world = applied.expect("something was coalesced").recover(Survival::All);
+    let cut = Harness::open(world, harness.ids.clone()).expect("opens after a power cut");
+    assert_eq!(read(&cut, 0, 0, 4096), [2; 4096]);
+    assert_eq!(read(&cut, 0, 8192, 4096), [1; 4096], "it was never durable");
+}
+
 /// R2: segments go round many times; what is in the oldest one is coalesced before it is used again, and a mount in
 /// the middle of it finds the chain.
 #[test]
 fn a_log_that_goes_round_keeps_everything() {
     let mut harness = opened(2);
     let mut expected = vec![0u8; 40 * 8192];
+    // Written once, so that there is something to lose in the oldest segment.
+    let mut once = Vec::new();
     let mut written_to = 0;
     for round in 0..1500u64 {
         let (slot, byte) = (round * 7 % 40, u8::try_from(round % 251 + 1).expect("small"));
         write(&harness, 0, slot * 8192, byte, 8192);
         expected[slot as usize * 8192..][..8192].fill(byte);
+        if round % 8 == 0 {
+            write(&harness, 1, once.len() as u64, byte, 4096);
+            once.resize(once.len() + 4096, byte);
+        }
         if round % 100 == 99 {
             harness.volume().sync_log().expect("syncs");
             written_to = harness.volume().status().log.next_lsn;
             harness = after_cut(&harness, Survival::Seed(round));
             let size = file(&harness, 0).size_bytes() as usize;
             assert_eq!(read(&harness, 0, 0, 1 << 20), expected[..size], "round {round}");
+            assert!(read(&harness, 1, 0, 1 << 20) == once, "round {round}");
         }
     }
     let rounds = written_to / harness.volume().status().log.size_bytes;
@@ -141,9 +179,11 @@ fn a_checkpoint_freezes_its_set_before_the_first_sync() {
         assert!(harness.volume().move_block(&file(&harness, 0), BlockNo(block), HDD).expect("moves"));
     });
     harness.volume().checkpoint().expect("checkpoints");
+    write(&harness, 1, 0, 5, BLOCK);
+    settle_and_pass(&harness);
     write(&harness, 0, 0, 2, 4096);
     harness.volume().coalesce_all(&mut |_, _| {}).expect("coalesces");
-    let (volume, changed) = (Arc::clone(harness.volume()), file(&harness, 0));
+    let (volume, changed, moved) = (Arc::clone(harness.volume()), file(&harness, 0), file(&harness, 1));
     let segment_bytes = options().segment_bytes;
     harness.world.device("hdd").after_next_sync(move || {
         volume.write(&changed, BLOCK, &[3; 4096], Wait::Allowed).expect("writes");
@@ -153,6 +193,7 @@ fn a_checkpoint_freezes_its_set_before_the_first_sync() {
         }
         volume.sync_log().expect("syncs");
         volume.coalesce_all(&mut |_, _| {}).expect("coalesces");
+        assert!(volume.move_block(&moved, BlockNo(0), HDD).expect("moves"));
     });
     harness.volume().checkpoint().expect("checkpoints");
     assert_eq!(read(&harness, 0, BLOCK, 1), [3], "the action ran");
@@ -161,6 +202,7 @@ fn a_checkpoint_freezes_its_set_before_the_first_sync() {
         assert_eq!(read(&after, 0, 0, 4096), vec![2; 4096], "{survival:?}");
         assert_eq!(read(&after, 0, BLOCK, 4096), vec![3; 4096], "{survival:?}");
         assert_eq!(read(&after, 0, 2 * BLOCK, 4096), vec![4; 4096], "{survival:?}");
+        assert_eq!(read(&after, 1, 0, BLOCK), vec![5; BLOCK as usize], "{survival:?}: its old image was freed");
     }
 }
 
@@ -169,7 +211,7 @@ fn a_checkpoint_freezes_its_set_before_the_first_sync() {
 fn an_old_image_goes_after_the_checkpoint_and_not_before() {
     let harness = opened(5);
     write(&harness, 0, 0, 9, 8 * BLOCK);
-    settle(&harness);
+    settle_and_pass(&harness);
     let used = |harness: &Harness| harness.world.device("nvme").space().expect("space").available_bytes;
     let available = used(&harness);
     assert_eq!(harness.volume().move_run(&file(&harness, 0), BlockNo(0), 8, HDD).expect("moves"), 8);
@@ -182,7 +224,10 @@ fn an_old_image_goes_after_the_checkpoint_and_not_before() {
     let cut = after_cut(&harness, Survival::All);
     assert_eq!(place(&cut, 0, 0).0, Some(NVME), "durable state has the old place");
     assert_eq!(read(&cut, 0, 0, 8 * BLOCK), vec![9; 8 * BLOCK as usize]);
+    let halfway = Glimpse::at_next_sync(&harness.world, "hdd");
     harness.volume().checkpoint().expect("checkpoints");
+    let cut = Harness::open(halfway.world().recover(Survival::All), harness.ids.clone()).expect("opens");
+    assert_eq!(read(&cut, 0, 0, 8 * BLOCK), vec![9; 8 * BLOCK as usize], "before state is durable nothing is punched");
     assert!(used(&harness) >= available + 7 * BLOCK, "the old images are punched");
     assert_eq!(harness.volume().move_run(&file(&harness, 0), BlockNo(0), 8, NVME).expect("moves"), 8);
     assert_eq!(read(&harness, 0, 0, 8 * BLOCK), vec![9; 8 * BLOCK as usize]);
@@ -305,7 +350,7 @@ fn a_removed_file_goes_whole_and_only_after_a_checkpoint() {
         listener.fetch_add(ids.len() as u64, Ordering::SeqCst);
     }));
     write(&harness, 0, 0, 9, 4 * BLOCK);
-    settle(&harness);
+    settle_and_pass(&harness);
     harness.volume().move_block(&file(&harness, 0), BlockNo(1), HDD).expect("moves");
     harness.volume().checkpoint().expect("checkpoints");
     write(&harness, 0, 0, 8, 100);
@@ -315,7 +360,10 @@ fn a_removed_file_goes_whole_and_only_after_a_checkpoint() {
     assert!(harness.world.device("hdd").exists(&path).expect("looks") && heard.load(Ordering::SeqCst) == 0);
     let cut = after_cut(&harness, Survival::All);
     assert_eq!(read(&cut, 0, BLOCK, 10), vec![9; 10], "before the checkpoint a crash brings it back");
+    let halfway = Glimpse::at_next_sync(&harness.world, "nvme");
     harness.volume().checkpoint().expect("checkpoints");
+    let cut = Harness::open(halfway.world().recover(Survival::All), harness.ids.clone()).expect("opens");
+    assert_eq!(read(&cut, 0, BLOCK, 10), vec![9; 10], "so does one within it, until state is durable");
     assert_eq!(heard.load(Ordering::SeqCst), 1);
     for tier in ["nvme", "hdd"] {
         assert!(!harness.world.device(tier).exists(&path).expect("looks"));
@@ -324,6 +372,9 @@ fn a_removed_file_goes_whole_and_only_after_a_checkpoint() {
     // The removal of the objects was not synced: a power cut brings them back, without a file.
     let cut = after_cut(&harness, Survival::None);
     let known: HashSet<FileId> = cut.ids[1..].iter().copied().collect();
+    // Made since, by somebody who has not come to name it yet.
+    let new = cut.volume().file(cut.volume().issue_file_id().expect("an id")).expect("known");
+    cut.volume().write(&new, 0, &[7; 100], Wait::Allowed).expect("writes");
     let orphans = cut.volume().orphans(&known, limit);
     assert_eq!(orphans, vec![cut.ids[0]]);
     cut.volume().remove(cut.ids[0]).expect("removes");

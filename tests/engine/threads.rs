@@ -191,13 +191,18 @@ fn concurrent_syncs_are_answered_and_durable() {
         harness.volume().start_threads().expect("threads start");
         let volume = harness.volume().clone();
         std::thread::scope(|scope| {
-            for &id in &harness.ids {
-                let volume = &volume;
+            for (n, &id) in harness.ids.iter().enumerate() {
+                let (volume, world, ids) = (&volume, &harness.world, &harness.ids);
                 scope.spawn(move || {
                     let file = volume.file(id).expect("known");
-                    for round in 0..500u64 {
-                        volume.write(&file, round * 100, &[9; 100], Wait::Allowed).expect("writes");
+                    for round in 1..=500u64 {
+                        volume.write(&file, (round - 1) * 100, &[9; 100], Wait::Allowed).expect("writes");
                         sync(volume, id);
+                        if round % 25 == 0 {
+                            let cut = Harness::open(world.recover(Survival::None), ids.clone()).expect("opens");
+                            let there = cut.contents().expect("readable").files[n].len();
+                            assert!(there as u64 == round * 100, "{there} bytes after {round} syncs");
+                        }
                     }
                 });
             }

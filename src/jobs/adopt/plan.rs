@@ -37,7 +37,6 @@ pub struct AdoptPlan {
 pub(super) struct Checked {
     /// Where the directory is, or is to be.
     pub spot: Spot,
-    /// [`Backing::held`].
     pub backing: Backing,
     pub origin: TierId,
     pub survey: Survey,
@@ -65,9 +64,9 @@ pub(super) fn check(plan: &AdoptPlan) -> Result<Checked> {
     refuse_mount_point(&directory, &mounts)?;
     let unfinished = unfinished(&backing, &directory)?;
     // What an adoption that was cut off has moved already is looked at where it lies now.
-    let taken = unfinished.as_ref().map(|id| backing.path(id.origin).join(super::ADOPTING).join("tree"));
+    let taken = unfinished.as_ref().map(|id| backing.shown(id.origin).join(super::ADOPTING).join("tree"));
     let lies_at = match (&unfinished, taken) {
-        (Some(id), _) if id.phase == Phase::AdoptMove => backing.tree(),
+        (Some(id), _) if id.phase == Phase::AdoptMove => backing.shown(TierId::FASTEST).join("home/tree"),
         (_, Some(taken)) if exists(&taken)? => taken,
         _ => directory.clone(),
     };
@@ -87,7 +86,7 @@ pub(super) fn check(plan: &AdoptPlan) -> Result<Checked> {
         warnings = judge_adopted(plan, &backing, origin, &survey)?;
     }
     let not_covered = survey.leaving.clone();
-    Ok(Checked { spot, backing: backing.held(), origin, survey, not_covered, warnings, unfinished })
+    Ok(Checked { spot, backing, origin, survey, not_covered, warnings, unfinished })
 }
 
 /// The path without symbolic links, whether or not something is there.
@@ -142,7 +141,7 @@ pub(in crate::jobs) fn refuse_mount_point(directory: &Path, mounts: &Mounts) -> 
 fn unfinished(backing: &Backing, directory: &Path) -> Result<Option<VolumeIdentity>> {
     let Some(first) = backing.places[0].identity()? else { return Ok(None) };
     let other = |what: String| {
-        let (name, path) = (backing.name(TierId::FASTEST), backing.path(TierId::FASTEST));
+        let (name, path) = (backing.name(TierId::FASTEST), backing.shown(TierId::FASTEST));
         Err(Error::Busy(format!("tier `{name}` at {} {what}", path.display())))
     };
     if Path::new(&first.directory) != directory {

@@ -43,6 +43,10 @@ impl PostgresSettings {
     pub fn exposed(connection: &str) -> Option<String> {
         password::exposed(connection)
     }
+
+    pub fn has_password(&self) -> bool {
+        password::split(&self.connection).1.is_some()
+    }
 }
 
 /// Without the password: settings may be printed.
