@@ -1,10 +1,12 @@
 //! The mover on a real engine over simulated devices.
 
 use crate::device::Device;
+use crate::device::clock::monotonic_now;
 use crate::device::sim::{SimWorld, Survival};
 use crate::error::Error;
 use crate::heat::{HeatSettings, Recorder};
 use crate::jobs::migrate::{Mover, MoverSettings, Outcome, PINS_FILE};
+use crate::jobs::pace::Backoff;
 use crate::policy::placement::{PlacementSettings, Reason};
 use crate::units::{BlockNo, FileId, TierId};
 use crate::volume::{AccessObserver, File, Options, Tier, Volume, Wait};
@@ -300,6 +302,25 @@ fn a_failing_tier_stops_its_worker_and_nothing_is_lost() {
     assert!(house.mover.status().failed_moves > 0);
     house.world.device("hdd").break_reads(false);
     house.assert_content(&file, 400);
+}
+
+/// R24: as long as commits are slow the mover rests before each of its turns; it goes on, since they may be slow for another reason.
+#[test]
+fn r24_the_mover_rests_while_commits_are_slow() {
+    let house = House::new();
+    let file = house.file(400);
+    let never = monotonic_now() + Duration::from_secs(86_400);
+    let rested_us = |slow: bool, first: u64| {
+        *house.mover.backoff.lock() = (Backoff::default(), never, slow);
+        let (before, hot) = (house.mover.status(), (first..first + 20).collect::<Vec<u64>>());
+        house.heat_up(&file, &hot, 50);
+        house.mover.run_plan(PLAN_TIME);
+        let after = house.mover.status();
+        assert!(after.moved_blocks > before.moved_blocks, "{after:?}");
+        after.paused_us - before.paused_us
+    };
+    let (slow, quick) = (rested_us(true, 220), rested_us(false, 320));
+    assert!(slow >= 400_000 && quick == 0, "{slow} us while commits are slow, {quick} us else");
 }
 
 #[test]
