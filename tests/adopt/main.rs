@@ -5,6 +5,7 @@ mod attacks;
 mod clones;
 mod inspect;
 mod lab;
+mod published;
 mod rollback;
 mod stored;
 mod swaps;
