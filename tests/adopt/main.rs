@@ -6,6 +6,7 @@ mod clones;
 mod full;
 mod inspect;
 mod lab;
+mod published;
 mod rollback;
 mod stored;
 mod swaps;
