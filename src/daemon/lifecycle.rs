@@ -145,6 +145,7 @@ fn open_volume(settings: &Settings, places: &[Place], home: &Path) -> Result<Ope
 
 /// A snapshot that was under way when the last run ended is gone on with if its names were kept and there is a repository (R17).
 fn give_up_what_nobody_goes_on_with(settings: &Settings, volume: &Volume) -> Result<()> {
+    volume.set_staging_limit(settings.snapshot.staging_bytes);
     for mark in volume.pending_marks() {
         if settings.snapshot.repository.is_none() || volume.image(&mark)?.is_none() {
             tracing::warn!("a snapshot that was under way when the last run ended is given up");

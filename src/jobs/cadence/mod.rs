@@ -171,7 +171,7 @@ impl Keeper {
     }
 
     /// Takes a snapshot, and returns when it is durable in the repository. One that is not stored yet comes first. Errors: `Busy` while another one is
-    /// taken; `Unfinished` when the repository failed, and it is stored later.
+    /// taken or cannot be stored yet; `Unfinished` when the repository failed, and it is stored later.
     pub fn take(
         &self,
         repository: &Repository,
@@ -182,7 +182,12 @@ impl Keeper {
         let Some(_alone) = self.alone.try_lock() else {
             return Err(Error::Busy("a snapshot is being taken already".to_owned()));
         };
-        self.finish_pending(repository)?;
+        self.finish_pending(repository).map_err(|error| match error {
+            Error::Unfinished { why } => {
+                Error::Busy(format!("none is taken while an earlier snapshot is not stored yet: {why}"))
+            }
+            error => error,
+        })?;
         self.attempt(repository, reason, |source| snapshot::take(source, labels, tally))
     }
 
@@ -190,6 +195,8 @@ impl Keeper {
     fn finish(&self) -> Result<()> {
         let Some(_alone) = self.alone.try_lock() else { return Ok(()) };
         if self.volume.pending_marks().is_empty() {
+            // Stored, or given up by the volume for want of room, which is told of there.
+            self.status.lock().unfinished = None;
             return Ok(());
         }
         let finished = self.repository().and_then(|repository| self.finish_pending(&repository));
