@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
+use std::num::NonZero;
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
@@ -15,8 +16,11 @@ const FILES_WANTED: u64 = 1 << 20;
 /// Allocations of this size, in bytes, go back to the kernel when freed: pieces of log buffers are twice as large.
 const LARGE_ALLOCATION_BYTES: i32 = 1 << 20;
 
+/// Heaps that threads share, at least: each keeps free memory of its own, and there are more threads than processors to run them.
+const HEAPS_MIN: usize = 4;
+
 /// How often what is free in the heaps goes back to the kernel: it stands beside a database that has better use for it.
-const FREE_MEMORY_EVERY: Duration = Duration::from_secs(300);
+const FREE_MEMORY_EVERY: Duration = Duration::from_secs(60);
 
 /// When free memory was given back last.
 pub(super) struct FreeMemory {
@@ -43,8 +47,11 @@ impl FreeMemory {
 
 /// Bounds the heap's waste, raises the limit of open files, protects against the OOM killer, marks this process as one that flushes I/O.
 pub(super) fn prepare() {
-    if !crate::device::sys::return_large_allocations(LARGE_ALLOCATION_BYTES) {
-        debug!("the allocator keeps its own mind about large buffers");
+    let processors = std::thread::available_parallelism().map_or(HEAPS_MIN, NonZero::get);
+    if !crate::device::sys::return_large_allocations(LARGE_ALLOCATION_BYTES)
+        || !crate::device::sys::limit_heaps(i32::try_from(processors.max(HEAPS_MIN)).unwrap_or(i32::MAX))
+    {
+        debug!("the allocator keeps its own mind about large buffers and heaps");
     }
     raise_file_limit();
     if let Err(error) = write_oom_score() {

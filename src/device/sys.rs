@@ -41,6 +41,15 @@ pub fn return_large_allocations(bytes: i32) -> bool {
     return bytes < 0;
 }
 
+/// Has threads share so many of the C library's heaps: it makes eight for each processor otherwise. False where the allocator is another one.
+pub fn limit_heaps(heaps: i32) -> bool {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes two integers; may be called at any time.
+    return unsafe { libc::mallopt(libc::M_ARENA_MAX, heaps) == 1 };
+    #[cfg(not(target_env = "gnu"))]
+    return heaps < 0;
+}
+
 /// Gives the kernel back what is free in the C library's heaps: threads that come and go leave much of it, each in a heap of its own. It takes
 /// milliseconds, in which a thread may wait for its heap. False where there was nothing, or the allocator is another one.
 pub fn return_free_memory() -> bool {
