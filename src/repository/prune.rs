@@ -26,7 +26,7 @@
 use super::Repository;
 use super::generations::{self, Final, Generations, Seal};
 use super::ids::{Generation, LeaseId, ObjectRef, PackId, SnapshotId};
-use super::index::list_packs;
+use super::index::{View, list_packs};
 use super::lease::{self, Lease};
 use super::mark::{Marks, Usage};
 use super::pack::{Class, PackHeader, PackReader};
@@ -39,6 +39,7 @@ use crate::error::{Error, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
+use std::sync::Arc;
 use survey::Survey;
 
 mod clear;
@@ -80,6 +81,8 @@ pub struct PruneReport {
 const SMALL_PACKS_MIN: usize = 8;
 /// Segments are merged when there are more.
 const SEGMENTS_MAX: usize = 16;
+/// So often what is in use is marked anew when something was not found.
+const MARKINGS_MAX: u32 = 4;
 /// Left free when packs are written anew.
 const SPARE_BYTES: u64 = 1 << 20;
 
@@ -234,8 +237,25 @@ impl Round<'_> {
     }
 
     fn mark(&self, roots: &[Root], leases: &[Lease]) -> Result<Marks<'_>> {
-        let store = &self.repository.store;
-        let mut marks = Marks::new(store, store.index.refresh(self.small)?);
+        let index = &self.repository.store.index;
+        let (mut view, mut attempts) = (index.refresh(self.small)?, 0);
+        loop {
+            attempts += 1;
+            let error = match self.mark_by(Arc::clone(&view), roots, leases) {
+                Err(error @ Error::Corrupt { .. }) => error,
+                marked => return marked,
+            };
+            // Another prune may have moved what is not found since the index was read.
+            let now = index.refresh(self.small)?;
+            if now.packs == view.packs || attempts == MARKINGS_MAX {
+                return Err(self.overtaken()?.unwrap_or(error));
+            }
+            view = now;
+        }
+    }
+
+    fn mark_by(&self, view: Arc<View>, roots: &[Root], leases: &[Lease]) -> Result<Marks<'_>> {
+        let mut marks = Marks::new(&self.repository.store, view);
         for root in roots {
             marks.root(root).map_err(|error| damaged(root.id, error))?;
         }
@@ -244,6 +264,13 @@ impl Round<'_> {
             marks.tables(lease.names.as_ref(), lease.files.as_ref()).map_err(|error| damaged(parent, error))?;
         }
         Ok(marks)
+    }
+
+    /// The error for a round that another prune has brought to its end meanwhile.
+    fn overtaken(&self) -> Result<Option<Error>> {
+        let later = Generations::load(self.small.device.as_ref())?.current() > self.generation.next();
+        let ended = later || plan::final_of(self.small, self.generation)?.is_some();
+        Ok(ended.then(|| Error::Overtaken(format!("{}: another prune came further", self.path("plan")))))
     }
 
     fn plan(&self, roots: &[Root], leases: &[Lease], marks: &Marks<'_>) -> Result<Plan> {
