@@ -2,7 +2,7 @@
 
 use super::args::{Archive, Choice};
 use super::out;
-use super::progress::bytes_bar;
+use super::progress::{bytes_bar, drawn_on};
 use super::snapshot::open;
 use crate::daemon::quantity::rounded_bytes;
 use crate::device::clock::wall_now;
@@ -42,17 +42,14 @@ pub(super) fn run(volume: &Choice, request: &Archive, as_json: bool) -> Result<(
         dry_run: request.dry_run,
     };
     let bar = bytes_bar("archiving");
-    let report = repository.archive(&options, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
+    let report = repository.archive(&options, &mut drawn_on(&bar));
     bar.finish_and_clear();
     let archived = Archived { dry_run: request.dry_run, archive: options.path, report: report? };
-    let damaged = archived.report.damaged.clone();
     match as_json {
         true => out::json(&archived)?,
         false => out::text(&text(&archived))?,
     }
+    let damaged = &archived.report.damaged;
     match damaged.first() {
         Some(first) => bail!("{} packs stay, since something in them is damaged: {first}", damaged.len()),
         None => Ok(()),

@@ -1,7 +1,7 @@
 //! What is done with snapshots that there are: pin, delete, prune, verify, compare, copy.
 
 use super::args::{Choice, KeepRules, Storage};
-use super::progress::bytes_bar;
+use super::progress::{bytes_bar, drawn_on};
 use super::snapshot::{find, open};
 use super::{out, show};
 use crate::daemon::quantity::rounded_bytes;
@@ -200,10 +200,7 @@ pub(super) fn verify(
     let whole = budget_bytes.is_none() && one_in == 1;
     let options = VerifyOptions { now: wall_now(), budget_bytes, one_in, walk_trees: whole };
     let bar = bytes_bar("verifying");
-    let report = repository.verify(&options, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
+    let report = repository.verify(&options, &mut drawn_on(&bar));
     bar.finish_and_clear();
     let verified = verified(report?);
     match as_json {
@@ -228,12 +225,9 @@ pub(super) fn repair(
     let other = from.0.map(|path| open_repository(path, from.1)).transpose()?;
     let mounted = || volume.settings().ok().map(|settings| settings.mount).filter(|path| path.is_dir());
     let live = live.or_else(mounted);
-    let sources = MendSources { live: live.iter().map(PathBuf::as_path).collect(), copies: other.as_ref() };
+    let sources = MendSources { live: live.as_deref(), copies: other.as_ref() };
     let bar = bytes_bar("verifying");
-    let mended = mend(&repository, &sources, wall_now(), &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
+    let mended = mend(&repository, &sources, wall_now(), &mut drawn_on(&bar));
     bar.finish_and_clear();
     let mended = mended?;
     match as_json {

@@ -22,6 +22,14 @@ pub(super) fn bytes_bar(what: &str) -> ProgressBar {
     bar
 }
 
+/// Has a bar follow what is told of bytes done and bytes to do.
+pub(super) fn drawn_on(bar: &ProgressBar) -> impl FnMut(u64, u64) {
+    |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    }
+}
+
 /// Waits for an errand of the daemon, showing how far it is.
 pub(super) fn follow(client: &Client, mut job: JobReply) -> Result<JobReply> {
     let bar = bytes_bar(&job.kind);

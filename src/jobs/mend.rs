@@ -12,18 +12,15 @@ use crate::repository::{
 use crate::units::WallNs;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// What pages may be long, in bytes; slots are tried, too.
 const PAGE_SIZES: [usize; 3] = [4096, 8192, 16384];
 
 /// Where lost bytes may still be.
-#[derive(Default)]
 pub struct MendSources<'a> {
-    /// Directories with files of the volume: itself, or a restore of it.
-    pub live: Vec<&'a Path>,
+    /// A directory with files of the volume: itself, or a restore of it.
+    pub live: Option<&'a Path>,
     /// Another repository, with copies of snapshots.
     pub copies: Option<&'a Repository>,
 }
@@ -79,7 +76,7 @@ struct Search<'a> {
 impl Search<'_> {
     fn look(&mut self, report: &VerifyReport, sources: &MendSources<'_>) -> Result<()> {
         let copies = sources.copies.map_or_else(|| Ok(Vec::new()), |other| copies_in(other, self.repository))?;
-        for live in &sources.live {
+        if let Some(live) = sources.live {
             let device = RealDevice::open(live).map_err(|e| Error::io("open", live.display().to_string(), e))?;
             self.each_path(report, &mut |search, path, file| search.in_live(device.as_ref(), path, file));
         }
@@ -102,7 +99,7 @@ impl Search<'_> {
 
     /// A file that cannot be read offers nothing.
     fn in_live(&mut self, device: &dyn Device, path: &[u8], file: &HurtFile) {
-        let Some(path) = OsStr::from_bytes(path).to_str() else { return };
+        let Ok(path) = std::str::from_utf8(path) else { return };
         let mode = OpenMode { read_only: true, ..OpenMode::default() };
         let Ok(live) = device.open(path, mode) else { return };
         self.slots(file, &mut |offset, buf| live.read_at(buf, offset).unwrap_or(0));

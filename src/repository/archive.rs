@@ -11,6 +11,7 @@ use super::index::list_packs;
 use super::lease;
 use super::mark::{Marks, Usage};
 use super::pack::{Class, PackHeader, PackReader};
+use super::root::Root;
 use super::shelf::Far;
 use super::small::{Kind, SmallObjects, create_file, io_error};
 use super::{Repository, read_only};
@@ -64,14 +65,14 @@ pub struct ArchiveReport {
 
 impl Repository {
     /// Finds the archive, if there is to be one. That it is not there is no error yet.
-    pub(super) fn find_archive(&self, open: OpenFar<'_>) -> Result<()> {
+    pub(super) fn find_archive(&self, open: OpenFar<'_>) {
         let path = match self.store.small.read::<Note>(Kind::Archive, FILE) {
-            Ok(None) => return Ok(()),
+            Ok(None) => return,
             Ok(Some(Note { path })) => path,
             // What needs no archive can be read all the same.
             Err(error) => {
-                self.shelf.set_far(Far::Away { path: "an unknown place".to_owned(), why: error.to_string() });
-                return Ok(());
+                let path = "an unknown place".to_owned();
+                return self.shelf.set_far(Far::Away { path, why: error.to_string() });
             }
         };
         let far = match open(&path).map_err(|e| e.to_string()).and_then(|far| self.check_mark(&far).map(|()| far)) {
@@ -82,7 +83,6 @@ impl Repository {
             }
         };
         self.shelf.set_far(far);
-        Ok(())
     }
 
     fn check_mark(&self, far: &Arc<dyn Device>) -> std::result::Result<(), String> {
@@ -119,18 +119,6 @@ impl Repository {
         let Far::Here { device: far, .. } = self.shelf.far() else { return Ok(HashSet::new()) };
         let near = list_packs(self.shelf.near.as_ref())?;
         Ok(list_packs(far.as_ref())?.into_iter().filter(|pack| !near.contains(pack)).collect())
-    }
-
-    /// Packs in the archive, and their bytes.
-    pub(super) fn archived(&self) -> Result<(u64, u64)> {
-        let Far::Here { device: far, .. } = self.shelf.far() else { return Ok((0, 0)) };
-        let (mut packs, mut bytes) = (0, 0);
-        for pack in list_packs(far.as_ref())? {
-            let path = pack.path();
-            let file = far.open(&path, read_only()).and_then(|file| file.len());
-            (packs, bytes) = (packs + 1, bytes + file.map_err(|e| io_error(far.as_ref(), "look at", &path, e))?);
-        }
-        Ok((packs, bytes))
     }
 
     /// Moves cold packs to the archive, which is made if there was none. `progress`: bytes moved, bytes to move. Errors: `Busy` for a directory that is
@@ -188,7 +176,7 @@ impl Repository {
     /// From here on packs are looked for there, too: before the first one goes.
     fn attach(&self, options: &ArchiveOptions) -> Result<()> {
         let far = options.archive.as_ref();
-        for dir in (0..16).map(|digit| format!("packs/{digit:x}")).chain(["tmp".to_owned()]) {
+        for dir in PackId::dirs().chain(["tmp".to_owned()]) {
             far.create_dir_all(&dir).map_err(|e| io_error(far, "create", &dir, e))?;
         }
         for dir in ["packs", ""] {
@@ -212,17 +200,16 @@ impl Repository {
         let leases = lease::list(&store.small)?;
         let view = store.index.refresh(&store.small)?;
         let listed: HashSet<PackId> = view.segments.iter().flat_map(|segment| segment.packs.iter().copied()).collect();
-        let (mut recent, mut all) = (Marks::new(store, Arc::clone(&view)), Marks::new(store, view));
-        for root in self.snapshots()? {
-            all.root(&root)?;
-            if root.meta.taken >= before {
-                recent.root(&root)?;
-            }
-        }
+        let mut marks = Marks::new(store, view);
+        let (recent, old): (Vec<Root>, Vec<Root>) =
+            self.snapshots()?.into_iter().partition(|root| root.meta.taken >= before);
+        recent.iter().try_for_each(|root| marks.root(root))?;
         for (lease, _) in &leases {
-            recent.tables(lease.names.as_ref(), lease.files.as_ref())?;
+            marks.tables(lease.names.as_ref(), lease.files.as_ref())?;
         }
-        let (recent, all) = (recent.usage()?, all.usage()?);
+        let recent = marks.usage()?;
+        old.iter().try_for_each(|root| marks.root(root))?;
+        let all = marks.usage()?;
         let live = |of: &HashMap<PackId, Usage>, pack| of.get(&pack).is_some_and(|usage| usage.live_bytes > 0);
         let mut packs: Vec<PackId> = list_packs(near)?.into_iter().filter(|pack| listed.contains(pack)).collect();
         packs.sort_unstable();
@@ -277,7 +264,9 @@ fn copy(near: &dyn Device, far: &dyn Device, pack: PackId) -> Result<()> {
             }
             at += take as u64;
         }
-        to.sync_data().map_err(writing)?;
+        if !verify {
+            to.sync_data().map_err(writing)?;
+        }
     }
     far.rename(&temporary, &path).map_err(|e| io_error(far, "name", &path, e))?;
     far.sync_dir(&pack.dir()).map_err(|e| io_error(far, "sync directory", &pack.dir(), e))

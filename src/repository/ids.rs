@@ -73,6 +73,11 @@ impl PackId {
     pub fn dir(self) -> String {
         format!("packs/{:x}", self.0 & 0xf)
     }
+
+    /// All directories that packs lie in.
+    pub fn dirs() -> impl Iterator<Item = String> {
+        (0..16).map(|digit| PackId(digit).dir())
+    }
 }
 
 impl Generation {

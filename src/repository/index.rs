@@ -131,8 +131,7 @@ pub fn next_sequence(device: &dyn Device) -> Result<u32> {
 /// All packs that are there, finished or not.
 pub fn list_packs(device: &dyn Device) -> Result<HashSet<PackId>> {
     let mut packs = HashSet::new();
-    for digit in 0..16 {
-        let dir = format!("packs/{digit:x}");
+    for dir in PackId::dirs() {
         let names = device.list(&dir).map_err(|e| io_error(device, "list", &dir, e))?;
         packs.extend(names.iter().filter_map(|name| name.parse::<PackId>().ok()));
     }

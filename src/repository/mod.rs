@@ -141,8 +141,7 @@ impl Repository {
         if let Some(strange) = names.iter().find(|name| !known.contains(&name.as_str())) {
             return Err(Error::Busy(format!("{path} is not empty: `{strange}` is in it")));
         }
-        let dirs = (0..16).map(|digit| format!("packs/{digit:x}"));
-        for dir in dirs.chain(known[1..8].iter().map(|name| (*name).to_owned())) {
+        for dir in PackId::dirs().chain(known[1..8].iter().map(|name| (*name).to_owned())) {
             device.create_dir_all(&dir).map_err(|e| io_error(device.as_ref(), "create", &dir, e))?;
         }
         for dir in ["packs", ""] {
@@ -194,7 +193,7 @@ impl Repository {
         let shelf = Arc::new(Shelf::new(device));
         let store = Store::new(SmallObjects { device: Arc::clone(&shelf) as Arc<dyn Device>, keys }, format.id);
         let repository = Repository { store, shelf, format };
-        repository.find_archive(open_far)?;
+        repository.find_archive(open_far);
         Ok(repository)
     }
 

@@ -14,7 +14,7 @@ pub struct RepositoryStats {
     pub writers: u64,
     pub packs: u64,
     pub pack_bytes: u64,
-    /// Of these, what lies in the archive.
+    /// Of these, what lies in the archive alone.
     pub archived_packs: u64,
     pub archived_bytes: u64,
     pub index_segments: u64,
@@ -46,10 +46,16 @@ impl Repository {
             logical_bytes: roots.iter().map(|root| root.stats.logical_bytes).sum(),
             ..RepositoryStats::default()
         };
-        (stats.archived_packs, stats.archived_bytes) = self.archived()?;
+        let archived = self.archived_packs()?;
         for pack in packs {
             match device.open(&pack.path(), read_only()).and_then(|file| file.len()) {
-                Ok(bytes) => stats.pack_bytes += bytes,
+                Ok(bytes) => {
+                    stats.pack_bytes += bytes;
+                    if archived.contains(&pack) {
+                        stats.archived_packs += 1;
+                        stats.archived_bytes += bytes;
+                    }
+                }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => stats.packs -= 1,
                 Err(e) => return Err(io_error(device, "look at", &pack.path(), e)),
             }

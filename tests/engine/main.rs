@@ -16,6 +16,7 @@ mod marks_rules;
 mod marks_threads;
 mod meanwhile;
 mod model;
+mod opening;
 mod rescue;
 mod rollback_crash;
 mod rules;

@@ -1,58 +1,25 @@
 //! What others do while the first image of a block is being written.
 
 use crate::harness::{BLOCK, options, tiers};
+use crate::opening::{Open, Opening};
+use heatfs::device::Device;
 use heatfs::device::sim::SimWorld;
-use heatfs::device::{BackingFile, Device, OpenMode, Space};
 use heatfs::volume::{Volume, Wait};
-use std::io;
 use std::sync::{Arc, Mutex};
 
 type Action = Box<dyn FnOnce() + Send>;
 
-/// A device that does something once, when an object is looked for.
-struct Occasion {
-    device: Arc<dyn Device>,
-    action: Arc<Mutex<Option<Action>>>,
-}
-
-impl Device for Occasion {
-    fn path(&self) -> String {
-        self.device.path()
-    }
-    fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn BackingFile>> {
-        let action = self.action.lock().expect("nobody panicked").take_if(|_| path.starts_with("objects/"));
+/// The device does `action` once, when an object is looked for.
+fn with_occasion(device: Arc<dyn Device>, action: &Arc<Mutex<Option<Action>>>) -> Arc<dyn Device> {
+    let action = Arc::clone(action);
+    let open: Open = Box::new(move |device, path, mode| {
+        let action = action.lock().expect("nobody panicked").take_if(|_| path.starts_with("objects/"));
         if let Some(action) = action {
             action();
         }
-        self.device.open(path, mode)
-    }
-    fn create_dir_all(&self, path: &str) -> io::Result<()> {
-        self.device.create_dir_all(path)
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.device.rename(from, to)
-    }
-    fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
-        self.device.rename_new(from, to)
-    }
-    fn remove_file(&self, path: &str) -> io::Result<()> {
-        self.device.remove_file(path)
-    }
-    fn list(&self, path: &str) -> io::Result<Vec<String>> {
-        self.device.list(path)
-    }
-    fn exists(&self, path: &str) -> io::Result<bool> {
-        self.device.exists(path)
-    }
-    fn sync_dir(&self, path: &str) -> io::Result<()> {
-        self.device.sync_dir(path)
-    }
-    fn sync_all(&self) -> io::Result<()> {
-        self.device.sync_all()
-    }
-    fn space(&self) -> io::Result<Space> {
-        self.device.space()
-    }
+        device.open(path, mode)
+    });
+    Arc::new(Opening { device, open })
 }
 
 /// R3: a cut has no image to lay zeros over then, so what is being written must not become the block's base.
@@ -62,8 +29,7 @@ fn bytes_cut_while_their_first_image_is_written_do_not_come_back() {
     let action = Arc::new(Mutex::new(None));
     let with_occasions = || {
         let mut tiers = tiers(&world);
-        let device = Occasion { device: tiers[0].device.clone(), action: action.clone() };
-        tiers[0].device = Arc::new(device);
+        tiers[0].device = with_occasion(tiers[0].device.clone(), &action);
         tiers
     };
     Volume::create(&with_occasions(), &options(), uuid::Uuid::from_u128(7), &mut |_| {}).expect("creates");

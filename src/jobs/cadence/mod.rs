@@ -80,6 +80,14 @@ pub struct SnapshotSettings {
     pub hooks: HookSettings,
 }
 
+impl SnapshotSettings {
+    fn open_repository(&self) -> Result<Repository> {
+        let none =
+            || Error::Invalid("this volume has no repository: set `snapshot.repository` in its settings".to_owned());
+        open_repository(self.repository.as_ref().ok_or_else(none)?, self.key_file.as_deref())
+    }
+}
+
 /// Whose snapshots are kept, as hooks hear it.
 pub struct Subject {
     pub name: String,
@@ -115,11 +123,8 @@ impl Keeper {
             schedule: settings.calendar.texts().to_vec(),
             ..SnapshotsStatus::default()
         };
-        let (path, key_file) = (settings.repository.clone(), settings.key_file.clone());
-        let published = Arc::new(PublishedSnapshots::new(Box::new(move || match &path {
-            Some(path) => open_repository(path, key_file.as_deref()),
-            None => Err(no_repository()),
-        })));
+        let own = settings.clone();
+        let published = Arc::new(PublishedSnapshots::new(Box::new(move || own.open_repository())));
         if settings.repository.is_some() {
             volume.rescue_from(Arc::clone(&published) as Arc<dyn SnapshotStore>);
         }
@@ -166,8 +171,7 @@ impl Keeper {
 
     /// The volume's repository. Errors: `Invalid` when it has none; whatever keeps it from being opened.
     pub fn repository(&self) -> Result<Repository> {
-        let path = self.settings.repository.as_ref().ok_or_else(no_repository)?;
-        open_repository(path, self.settings.key_file.as_deref())
+        self.settings.open_repository()
     }
 
     /// Takes a snapshot, and returns when it is durable in the repository. One that is not stored yet comes first. Errors: `Busy` while another one is
@@ -191,7 +195,7 @@ impl Keeper {
         self.attempt(repository, reason, |source| snapshot::take(source, labels, tally))
     }
 
-    /// Stores what was taken and is not stored yet. Errors: `Unfinished` when that has to wait, and whatever keeps the repository from being opened.
+    /// Stores what was taken and is not stored yet. What keeps it from that is told. Errors: `Unfinished` when that has to wait, and whatever keeps the repository from being opened.
     fn finish(&self) -> Result<()> {
         let Some(_alone) = self.alone.try_lock() else { return Ok(()) };
         if self.volume.pending_marks().is_empty() {
@@ -199,11 +203,11 @@ impl Keeper {
             self.status.lock().unfinished = None;
             return Ok(());
         }
-        let finished = self.repository().and_then(|repository| self.finish_pending(&repository));
-        if let Err(error) = &finished {
-            self.status.lock().unfinished = self.volume.pending_marks().first().map(|_| error.to_string());
-        }
-        finished
+        let opened = self.repository().inspect_err(|error| {
+            tracing::warn!("a snapshot waits for the repository: {error}");
+            self.status.lock().unfinished = Some(error.to_string());
+        });
+        self.finish_pending(&opened?)
     }
 
     /// Nobody else is at work on a mark: `alone` is held.
@@ -327,10 +331,6 @@ impl Keeper {
         let (Subject { name, mount }, events) = (&self.subject, Arc::clone(&self.events));
         Hooks::new(&self.settings.hooks, name, mount.clone(), reason.as_str(), events)
     }
-}
-
-fn no_repository() -> Error {
-    Error::Invalid("this volume has no repository: set `snapshot.repository` in its settings".to_owned())
 }
 
 /// While a snapshot is taken, however that ends.

@@ -93,15 +93,12 @@ impl Agenda {
             return;
         }
         self.wait_until = None;
-        if let Err(error) = keeper.finish() {
-            self.failures += 1;
-            self.wait_until = Some(monotonic_now() + back_off(self.failures));
-            return tracing::warn!("{error}");
+        if keeper.finish().is_err() {
+            return self.try_later();
         }
         let worked = self.look(keeper).and_then(|()| self.snapshot_if_due(keeper));
         if let Err(error) = worked {
-            self.failures += 1;
-            self.wait_until = Some(monotonic_now() + back_off(self.failures));
+            self.try_later();
             // A snapshot that failed has said so itself.
             if !self.known && !keeper.settings.calendar.is_empty() {
                 keeper.failed(&error.to_string(), Reason::Schedule);
@@ -113,6 +110,12 @@ impl Agenda {
         if !is_stopped(stopped) && self.verify_at.is_some_and(|at| monotonic_now() >= at) {
             self.verify(keeper);
         }
+    }
+
+    /// Ever more rarely.
+    fn try_later(&mut self) {
+        self.failures += 1;
+        self.wait_until = Some(monotonic_now() + back_off(self.failures));
     }
 
     /// Learns from the repository, once, how things stand.
