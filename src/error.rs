@@ -68,4 +68,17 @@ impl Error {
     pub fn io(action: &'static str, path: impl Into<String>, source: io::Error) -> Error {
         Error::Io { action, path: path.into(), source }
     }
+
+    /// The same failure for another caller: a failed system call stays one, anything else keeps its words.
+    pub fn repeated(&self) -> Error {
+        match self {
+            Error::Io { action, path, source } => {
+                let source = source
+                    .raw_os_error()
+                    .map_or_else(|| io::Error::new(source.kind(), source.to_string()), io::Error::from_raw_os_error);
+                Error::Io { action, path: path.clone(), source }
+            }
+            other => Error::Invalid(other.to_string()),
+        }
+    }
 }

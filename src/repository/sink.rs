@@ -12,7 +12,8 @@ use super::store::Store;
 use crate::error::{Error, Result};
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Objects of this session that later equal ones find again without the index.
 const RECENT_MAX: usize = 1 << 17;
@@ -31,8 +32,8 @@ pub struct Sink<'s> {
     recent: Mutex<Recent>,
     finished: Mutex<Finished>,
     pub stored_bytes: AtomicU64,
-    /// A write has failed: what was promised to be in a frame may not be.
-    broken: AtomicBool,
+    /// The first write that failed: what was promised to be in a frame may not be.
+    failure: OnceLock<Error>,
 }
 
 #[derive(Default)]
@@ -71,7 +72,7 @@ impl<'s> Sink<'s> {
             recent: Mutex::default(),
             finished: Mutex::default(),
             stored_bytes: AtomicU64::new(0),
-            broken: AtomicBool::new(false),
+            failure: OnceLock::new(),
         }
     }
 
@@ -86,14 +87,8 @@ impl<'s> Sink<'s> {
 
     /// Stores an object that is not known yet.
     pub fn put(&self, class: Class, id: ObjectId, bytes: &[u8]) -> Result<ObjectRef> {
-        if self.broken.load(Ordering::Acquire) {
-            return Err(Error::Invalid("an earlier write of this snapshot failed: start it again".to_owned()));
-        }
-        let placed = self.place(class, id, bytes);
-        if placed.is_err() {
-            self.broken.store(true, Ordering::Release);
-        }
-        let place = placed?;
+        self.refuse_broken()?;
+        let place = self.place(class, id, bytes).inspect_err(|error| self.break_off(error))?;
         let mut recent = self.recent.lock();
         if recent.places.insert(id, place).is_none() {
             recent.order.push_back(id);
@@ -192,18 +187,21 @@ impl<'s> Sink<'s> {
 
     /// Makes all packs so far durable and known to the index. Later packs may follow.
     pub fn flush(&self) -> Result<()> {
-        if self.broken.load(Ordering::Acquire) {
-            return Err(Error::Invalid("an earlier write of this snapshot failed: start it again".to_owned()));
-        }
+        self.refuse_broken()?;
         for class in [Class::Data, Class::Meta] {
-            let ended = self.take_pack(&mut self.open_pack(class).lock()).inspect_err(|_| self.break_off())?;
-            ended.map_or(Ok(()), |pack| self.finish_pack(pack)).inspect_err(|_| self.break_off())?;
+            let ended = self.take_pack(&mut self.open_pack(class).lock()).inspect_err(|error| self.break_off(error))?;
+            ended.map_or(Ok(()), |pack| self.finish_pack(pack)).inspect_err(|error| self.break_off(error))?;
         }
-        self.publish(&mut self.finished.lock()).inspect_err(|_| self.break_off())
+        self.publish(&mut self.finished.lock()).inspect_err(|error| self.break_off(error))
     }
 
-    fn break_off(&self) {
-        self.broken.store(true, Ordering::Release);
+    fn break_off(&self, error: &Error) {
+        let _ = self.failure.set(error.repeated());
+    }
+
+    /// Errors: what the first write that failed said, whichever thread met it; its kind decides what becomes of the snapshot.
+    fn refuse_broken(&self) -> Result<()> {
+        self.failure.get().map_or(Ok(()), |error| Err(error.repeated()))
     }
 
     /// A segment names only packs that are durable with their names.
