@@ -85,7 +85,7 @@ side_dir() {
     case $1 in
     native-*) echo "$(disk "${1#native-}")/native" ;;
     mergerfs) echo "$WORK/mergerfs" ;;
-    heatfs-nvme) echo "$(disk nvme)/heatfs-nvme" ;;
+    heatfs-nvme | heatfs-copy) echo "$(disk nvme)/$1" ;;
     heatfs-*) echo "$(disk hdd)/$1" ;;
     esac
 }

@@ -595,10 +595,7 @@ impl VolumeBlocks<'_> {
 
 impl Blocks for VolumeBlocks<'_> {
     fn visit(&self, each: &mut dyn FnMut(&BlockRun)) {
-        for id in self.mover.volume.files() {
-            // A file that went meanwhile, or may not be touched, is not placed.
-            let Ok(file) = self.mover.volume.file(id) else { continue };
-            let runs = self.mover.volume.block_map(&file);
+        let visited = self.mover.volume.for_each_block_map(&mut |id, runs| {
             let blocks = runs.iter().filter(|run| run.2.is_some()).map(|run| run.1).sum();
             let heat = self.mover.recorder.file_heat(id, blocks);
             let pin = self.mover.pin_of(id);
@@ -608,6 +605,9 @@ impl Blocks for VolumeBlocks<'_> {
                     self.split(BlockRun { file: id, first, count, tier, copy, heat, moved: None, pin }, each);
                 });
             }
+        });
+        if let Err(error) = visited {
+            tracing::warn!(%error, "cannot look at where all blocks lie; the plan is of those that were seen");
         }
     }
 }

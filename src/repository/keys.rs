@@ -104,6 +104,33 @@ mod tests {
         }
     }
 
+    fn bytes(hex: &str) -> Vec<u8> {
+        let digit = |at| u8::from_str_radix(hex.get(at..at + 2).expect("two digits"), 16).expect("hexadecimal");
+        (0..hex.len()).step_by(2).map(digit).collect()
+    }
+
+    /// What an encrypted repository of years ago holds must open: made by other programs (Python's blake3 and PyNaCl), as FORMAT.md says.
+    #[test]
+    fn golden_bytes_of_names_and_sealed_bytes() {
+        let master: [u8; 32] = std::array::from_fn(|at| u8::try_from(at).expect("small"));
+        let keys = Keys::new(&master, true);
+        let page = b"what a page holds";
+        let name = bytes("7fdd514afd12f76805a7546a43f85ba3feffbe83e54a641692e4255ec8eb0eb1");
+        assert_eq!(keys.object_id(page).0.as_slice(), name);
+        let sealed = bytes(concat!(
+            "6465666768696a6b6c6d6e6f707172737475767778797a7b",
+            "b02807cc836b86aadd87548cdbd96935ea24cf27ad3f6a0c52b8fcac59ab87cb72"
+        ));
+        assert_eq!(keys.open(b"pack 7", &sealed).as_deref(), Some(page.as_slice()));
+        let key_file: Vec<u8> = (200..240).collect();
+        let wrapped = bytes(concat!(
+            "32333435363738393a3b3c3d3e3f404142434445464748492bf1a70dd72707e3",
+            "82ec5e2444d34d784061d41bc7d032000a39887ad89ac360af0a399e4db9b8a24730c22f4232c55c"
+        ));
+        let repository = std::array::from_fn(|at| u8::try_from(at).expect("small"));
+        assert_eq!(unwrap(&wrapped, &key_file, &repository).expect("a key file"), Some(master));
+    }
+
     #[test]
     fn names_differ_between_repositories() {
         let (a, b) = (Keys::new(&[1; 32], false), Keys::new(&[2; 32], false));

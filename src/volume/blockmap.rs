@@ -1,6 +1,6 @@
-//! The block map of one file: one byte per block, in chunks of 512 that exist only where something is.
+//! The block map of one file: one byte per block, in chunks of 512 that exist only where something is, and in memory only as far as something is.
 //!
-//! 16 MiB of RAM per TiB at 64 KiB blocks. The low four bits say where the block's image is, the high four where a clean copy lies.
+//! 16 MiB of RAM per TiB at 64 KiB blocks, 16 bytes for a small file. The low four bits say where the block's image is, the high four where a clean copy lies.
 //!
 //! In a volume that was made of a snapshot a file also has ranges of blocks whose bytes are in the repository. A chunk that does not exist is in the
 //! repository as far as a range reaches, so that a whole file there costs a few bytes; a chunk that does is right about each of its blocks.
@@ -84,7 +84,24 @@ impl Place {
     }
 }
 
-type Chunk = Box<[u8; MAP_CHUNK_BLOCKS]>;
+/// Entries of a chunk; those behind are holes. Its length is a power of two from [`CHUNK_BYTES_MIN`] to [`MAP_CHUNK_BLOCKS`].
+type Chunk = Box<[u8]>;
+const CHUNK_BYTES_MIN: usize = 16;
+
+/// As many of the bytes as have to be kept.
+fn kept(bytes: &[u8]) -> Chunk {
+    let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    resized(bytes.get(..used).unwrap_or_default(), used)
+}
+
+/// Room for at least `len` entries.
+fn resized(bytes: &[u8], len: usize) -> Chunk {
+    let mut chunk = vec![0; len.next_power_of_two().clamp(CHUNK_BYTES_MIN, MAP_CHUNK_BLOCKS)].into_boxed_slice();
+    if let Some(start) = chunk.get_mut(..bytes.len()) {
+        start.copy_from_slice(bytes);
+    }
+    chunk
+}
 
 /// How many blocks of a map are what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -135,8 +152,10 @@ impl BlockMap {
 
     pub fn get(&self, block: BlockNo) -> Place {
         let (chunk, at) = split(block);
-        let byte = self.chunks.get(chunk).and_then(Option::as_ref).and_then(|chunk| chunk.get(at));
-        byte.map_or_else(|| self.default_of(block), |&byte| Place::from_byte(byte))
+        match self.chunks.get(chunk) {
+            Some(Some(entries)) => Place::from_byte(entries.get(at).copied().unwrap_or(0)),
+            Some(None) | None => self.default_of(block),
+        }
     }
 
     pub fn set(&mut self, block: BlockNo, place: Place) {
@@ -153,8 +172,11 @@ impl BlockMap {
                 *slot = Some(filled);
             }
         }
-        let Some(Some(entry)) = self.chunks.get_mut(chunk) else { return };
-        if let Some(byte) = entry.get_mut(at) {
+        let Some(Some(entries)) = self.chunks.get_mut(chunk) else { return };
+        if at >= entries.len() {
+            *entries = resized(entries, at + 1);
+        }
+        if let Some(byte) = entries.get_mut(at) {
             *byte = place.to_byte();
         }
         self.dirty.extend(u32::try_from(chunk));
@@ -162,13 +184,13 @@ impl BlockMap {
 
     /// What a chunk is that does not exist.
     fn default_chunk(&self, chunk: u64) -> Chunk {
-        let mut filled = Box::new([0; MAP_CHUNK_BLOCKS]);
+        let mut filled = [0; MAP_CHUNK_BLOCKS];
         for (first, end) in within(&self.stored, chunk * CHUNK, (chunk + 1) * CHUNK) {
             let (from, to) =
                 (split(BlockNo(first)).1, usize::try_from(end - chunk * CHUNK).unwrap_or(MAP_CHUNK_BLOCKS));
             filled.get_mut(from..to).unwrap_or_default().fill(REPOSITORY);
         }
-        filled
+        kept(&filled)
     }
 
     /// How many blocks are what; chunks that do not exist cost nothing.
@@ -197,7 +219,7 @@ impl BlockMap {
             self.chunks.resize_with(index + 1, || None);
         }
         if let Some(slot) = self.chunks.get_mut(index) {
-            *slot = Some(Box::new(*bytes));
+            *slot = Some(kept(bytes));
         }
     }
 
@@ -236,7 +258,9 @@ impl BlockMap {
             .into_iter()
             .filter_map(|index| {
                 let chunk = self.chunks.get(index as usize)?.as_ref()?;
-                Some((index, **chunk))
+                let mut bytes = [0; MAP_CHUNK_BLOCKS];
+                bytes.get_mut(..chunk.len())?.copy_from_slice(chunk);
+                Some((index, bytes))
             })
             .collect()
     }
@@ -251,9 +275,9 @@ impl BlockMap {
     }
 
     pub fn memory_bytes(&self) -> usize {
-        let filled = self.chunks.iter().flatten().count();
+        let filled: usize = self.chunks.iter().flatten().map(|chunk| chunk.len()).sum();
         let stored = self.stored.capacity() * size_of::<(u64, u64)>();
-        self.chunks.capacity() * size_of::<Option<Chunk>>() + filled * MAP_CHUNK_BLOCKS + stored
+        self.chunks.capacity() * size_of::<Option<Chunk>>() + filled + stored
     }
 }
 
@@ -284,6 +308,26 @@ mod tests {
         }
         assert_eq!(loaded.get(BlockNo(3)).copy, Some(TierId(1)));
         assert!(!loaded.is_dirty() && !map.is_dirty());
+    }
+
+    /// What many small files cost, and that a chunk grown step by step is the chunk it would be at once.
+    #[test]
+    fn a_small_file_takes_few_bytes_and_grows() {
+        let mut map = BlockMap::default();
+        map.set(BlockNo(0), Place::on(TierId(1)));
+        assert!(map.memory_bytes() <= 96, "{}", map.memory_bytes());
+        for last in [1, 15, 16, 100, 511, 512, 1535] {
+            map.set(BlockNo(last), Place::on(TierId(2)));
+            assert_eq!(map.get(BlockNo(last)), Place::on(TierId(2)));
+            assert_eq!(map.get(BlockNo(last + 1)), Place::HOLE);
+        }
+        let mut loaded = BlockMap::default();
+        for (index, bytes) in map.take_dirty() {
+            loaded.load_chunk(index, &bytes);
+        }
+        assert_eq!(loaded.iter().collect::<Vec<_>>(), map.iter().collect::<Vec<_>>());
+        assert_eq!((loaded.counts(), loaded.counts().images), (map.counts(), 8));
+        assert!(loaded.memory_bytes() <= map.memory_bytes());
     }
 
     #[test]

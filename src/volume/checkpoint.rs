@@ -10,7 +10,7 @@
 use super::space::Held;
 use super::state::Changes;
 use super::status::count;
-use super::{Applied, Claim, File, Volume};
+use super::{Applied, Claim, FILES_IN_MEMORY, File, Volume};
 use crate::device::clock;
 use crate::error::{Error, Result};
 use crate::tier::objects::{object_dir, object_path};
@@ -23,9 +23,6 @@ use std::sync::atomic::Ordering;
 const FILES_SYNCED_SINGLY: usize = 64;
 /// File ids reserved ahead.
 const FILE_IDS_AHEAD: u64 = 1 << 16;
-/// More files than this in memory: those at rest are dropped after a checkpoint.
-const FILES_IN_MEMORY: usize = 20_000;
-
 /// What is degraded while checkpoints fail.
 const SUBJECT: &str = "checkpoint";
 
@@ -412,7 +409,8 @@ impl Volume {
     }
 
     fn punch_run(&self, tier: TierId, file: FileId, first: BlockNo, count: u64) -> Result<()> {
-        if let Some(known) = self.files.read().get(&file) {
+        let known = self.files.read().get(&file).cloned();
+        if let Some(known) = known {
             let inner = known.read();
             for block in (first.0..first.0 + count).map(BlockNo) {
                 assert!(!inner.map.get(block).names(tier), "a vacated place is named by the map");
@@ -425,15 +423,22 @@ impl Volume {
             .map_err(|e| Error::io("punch", objects.full(&object_path(file)), e))
     }
 
-    /// Files that nobody uses and that durable state has in full need no memory.
+    /// Files that nobody uses and that durable state has in full need no memory. While no checkpoint has taken what is dirty and not written it yet.
     fn drop_files_at_rest(&self) {
         let mut files = self.files.write();
         if files.len() > FILES_IN_MEMORY {
             self.unloads.fetch_add(1, Ordering::AcqRel);
-            files.retain(|_, file| {
-                let at_rest = file.read().is_at_rest();
-                Arc::strong_count(file) > 1 || !at_rest
-            });
+            // Who has the only reference waits for no lock of the file.
+            files.retain(|_, file| Arc::strong_count(file) > 1 || !file.read().is_at_rest());
+        }
+        // As many again may come before it is worth another look.
+        self.files_wanted.store(FILES_IN_MEMORY.max(2 * files.len()), Ordering::Relaxed);
+    }
+
+    /// For who has brought many files into memory, where a checkpoint is long in coming: nothing may have changed.
+    pub(super) fn make_room_in_memory(&self) {
+        if let Some(_checkpointing) = self.checkpointing.try_lock() {
+            self.drop_files_at_rest();
         }
     }
 }

@@ -55,6 +55,7 @@ mod space;
 mod staging;
 mod state;
 mod status;
+mod survey;
 mod sweep;
 mod threads;
 mod wake;
@@ -86,7 +87,10 @@ use parking_lot::{Mutex, RwLock};
 use state::StoredFile;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+
+/// Files that stay in memory even when nobody uses them.
+const FILES_IN_MEMORY: usize = 20_000;
 
 /// What a volume is opened with.
 #[derive(Clone, Debug)]
@@ -218,6 +222,8 @@ pub struct Volume {
     log_full_wait_ms: AtomicU64,
     /// Goes up when files leave memory: a load that began before may be out of date.
     unloads: AtomicU64,
+    /// As many files in memory are a reason to look for those that nobody uses.
+    files_wanted: AtomicUsize,
     /// Tiers whose sync failed in the checkpoint under way.
     lost_writes: Mutex<BTreeSet<TierId>>,
     readers: Arc<readers::Readers>,
@@ -416,7 +422,13 @@ impl Volume {
             let mut files = self.files.write();
             // Somebody may have loaded, changed and dropped it meanwhile: then this is what it was before.
             if self.unloads.load(Ordering::Acquire) == unloads {
-                return Ok(files.entry(id).or_insert(loaded).clone());
+                let file = files.entry(id).or_insert(loaded).clone();
+                let many = files.len() > self.files_wanted.load(Ordering::Relaxed);
+                drop(files);
+                if many {
+                    self.make_room_in_memory();
+                }
+                return Ok(file);
             }
         }
     }

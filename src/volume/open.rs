@@ -10,7 +10,7 @@ use super::source::{Source as StoredIn, SourceSnapshot};
 use super::space::{Held, SpaceBook};
 use super::staging::Staging;
 use super::state::{Changes, Marked, Meta, State, StoredFile, VERSION};
-use super::{File, Options, Tier, Volume, marks, status, threads};
+use super::{FILES_IN_MEMORY, File, Options, Tier, Volume, marks, status, threads};
 use crate::error::{Error, Result};
 use crate::log::{self, Geometry, Log, RedoPoint};
 use crate::ondisk::group::{FIXED_LEN, GroupHeader, RECORD_LEN, RecordHeader, RecordKind};
@@ -21,7 +21,7 @@ use crate::units::{BlockNo, FileId, Lsn, PAGE_BYTES, TierId, WallNs};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use uuid::Uuid;
 
 /// File ids reserved at each mount.
@@ -231,6 +231,7 @@ impl Volume {
             losses: (0..tiers_len).map(|_| AtomicU64::new(0)).collect(),
             log_full_wait_ms: AtomicU64::new(super::io::LOG_FULL_WAIT_MS),
             unloads: AtomicU64::new(0),
+            files_wanted: AtomicUsize::new(FILES_IN_MEMORY),
             lost_writes: Mutex::default(),
             readers: Arc::default(),
             degraded: Mutex::default(),
@@ -538,7 +539,7 @@ impl Volume {
 /// Some blocks in a row that lie alike: first block, blocks, tier or None for a hole, tier with a clean copy.
 pub type Run = (BlockNo, u64, Option<TierId>, Option<TierId>);
 
-fn runs_of(map: &BlockMap) -> Vec<Run> {
+pub(super) fn runs_of(map: &BlockMap) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for (block, place) in map.iter() {
         let (tier, copy) = (place.tier(), place.copy);

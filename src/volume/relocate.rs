@@ -9,7 +9,7 @@ use super::status;
 use super::{Applied, File, Volume, Wrote};
 use crate::device::AlignedBuf;
 use crate::error::{Error, Result};
-use crate::units::{BlockNo, FileId, TierId};
+use crate::units::{BlockNo, TierId};
 use std::sync::Arc;
 
 /// Largest piece of mover I/O, in bytes (R24).
@@ -261,14 +261,5 @@ impl Volume {
         }
         let why = format!("file {} could not be gathered on tier `{}`: no room", file.id(), self.tier_name(to));
         Err(Error::Busy(why))
-    }
-
-    /// All files that durable state or memory knows, in order.
-    pub fn files(&self) -> Vec<FileId> {
-        let mut ids = self.state.file_ids().unwrap_or_default();
-        ids.extend(self.files.read().keys().copied());
-        ids.sort_unstable();
-        ids.dedup();
-        ids
     }
 }

@@ -42,6 +42,9 @@ pub const VERSION_SOURCED: u32 = 2;
 /// One chunk of a block map as it is stored.
 pub type ChunkBytes = [u8; MAP_CHUNK_BLOCKS];
 
+/// A file and the chunks of its map, by index.
+pub type StoredMap = (FileId, Vec<(u32, ChunkBytes)>);
+
 /// The `meta` table's row `volume`, as JSON.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -527,6 +530,27 @@ impl State {
         let files = read.open_table(FILES).map_err(|e| self.failed(e))?;
         let ids = files.iter().map_err(|e| self.failed(e))?;
         ids.map(|entry| entry.map(|(key, _)| FileId(key.value())).map_err(|e| self.failed(e))).collect()
+    }
+
+    /// The maps of files from `first` on, at least `chunks` chunks of them if there are as many, and the file after them.
+    pub fn maps_from(&self, first: FileId, chunks: usize) -> Result<(Vec<StoredMap>, Option<FileId>)> {
+        self.guarded(|| {
+            let read = self.db()?.begin_read().map_err(|e| self.failed(e))?;
+            let map = read.open_table(MAP).map_err(|e| self.failed(e))?;
+            let (mut maps, mut count): (Vec<StoredMap>, usize) = (Vec::new(), 0);
+            for entry in map.range((first.0, 0)..).map_err(|e| self.failed(e))? {
+                let (key, value) = entry.map_err(|e| self.failed(e))?;
+                let (id, index) = key.value();
+                let chunk = (index, *value.value());
+                count += 1;
+                match maps.last_mut() {
+                    Some((last, of_last)) if last.0 == id => of_last.push(chunk),
+                    _ if count > chunks => return Ok((maps, Some(FileId(id)))),
+                    _ => maps.push((FileId(id), vec![chunk])),
+                }
+            }
+            Ok((maps, None))
+        })
     }
 
     /// Every chunk of every map.

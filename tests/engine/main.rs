@@ -10,6 +10,7 @@ mod direct;
 mod faults;
 mod harness;
 mod leaving;
+mod many;
 mod marks;
 mod marks_crash;
 mod marks_rules;
