@@ -242,6 +242,7 @@ fn counters(counters: &Counters) -> Vec<(&'static str, String)> {
                 counters.premigrated_blocks
             ),
         ),
+        ("compacted", format!("{} blocks of zeros lost their image", counters.zero_blocks)),
         (
             "checkpoints",
             format!("{} in {}", counters.checkpoints, show_span(Duration::from_micros(counters.checkpoint_us))),

@@ -171,6 +171,10 @@ fn mover(registry: &mut Registry, status: &StatusReply) {
     coalesce_at.set(mover.coalesce_at_fill);
     registry.register("coalesce_at_fill", "Share of the log in use from which records go to their blocks", coalesce_at);
     level(registry, "pinned_files", "Files pinned to a tier", mover.pinned_files);
+    let looked_at = mover.compaction.looked_at_bytes;
+    level(registry, "compaction_looked_at_bytes", "Bytes of the slowest tier that compaction has read", looked_at);
+    let passes = u64::from(mover.compaction.passes);
+    level(registry, "compaction_passes", "Passes of compaction over the slowest tier since the mount", passes);
     level(registry, "heat_memory_bytes", "Memory of the counters of heat", mover.recorder.memory_bytes);
 }
 
@@ -318,6 +322,7 @@ fn counters(registry: &mut Registry, status: &StatusReply) {
         ("reads_from_log", "Reads answered from the log", counters.reads_from_log),
         ("coalesced_blocks", "Blocks whose records were applied to their base", counters.coalesced_blocks),
         ("premigrated_blocks", "Blocks copied to the slowest tier ahead of sinking there", counters.premigrated_blocks),
+        ("zero_blocks", "Blocks that lost their image because it was nothing but zeros", counters.zero_blocks),
         ("promoted_blocks", "Blocks moved to a faster tier", counters.promoted_blocks),
         ("demoted_blocks", "Blocks moved to a slower tier", counters.demoted_blocks),
         ("demoted_by_flip_blocks", "Of those, blocks that had a valid copy there", counters.demoted_by_flip_blocks),

@@ -231,6 +231,7 @@ fn open_mover(
         },
         epoch: placement.epoch,
         bytes_per_second: placement.bytes_per_second,
+        compact_bytes_per_second: placement.compact_bytes_per_second,
         // Plans follow heat, so they are as frequent as its unit of time asks: five seconds for one of five minutes.
         plan_every_min: (placement.epoch / PLANS_PER_EPOCH).clamp(Duration::from_millis(500), Duration::from_secs(5)),
         rules,

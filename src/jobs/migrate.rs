@@ -5,6 +5,7 @@
 //! are worth promoting before the next plan. Both share one byte budget, step back while commits are slow, and never run on
 //! anybody's read or write. Whatever the engine refuses (a block written meanwhile, no room) is simply decided anew later.
 
+mod compact;
 mod execute;
 mod history;
 mod insight;
@@ -17,6 +18,7 @@ mod stage;
 mod tests;
 mod view;
 
+pub use compact::Compaction;
 pub use history::{FileMoment, Moment};
 pub use insight::{Counterpart, Preview, WhatIf};
 pub use journal::{JournalEntry, Outcome};
@@ -59,6 +61,8 @@ pub struct MoverSettings {
     pub plan_every_max: Duration,
     /// What the mover may copy.
     pub bytes_per_second: u64,
+    /// What compaction of the slowest tier may read; 0: there is none.
+    pub compact_bytes_per_second: u64,
     /// Time between saves of the heat.
     pub save_every: Duration,
     /// Decisions remembered for `explain`.
@@ -77,6 +81,7 @@ impl Default for MoverSettings {
             plan_every_min: Duration::from_secs(5),
             plan_every_max: Duration::from_secs(60),
             bytes_per_second: 64 << 20,
+            compact_bytes_per_second: 4 << 20,
             save_every: Duration::from_secs(180),
             journal_entries: 16_384,
             rules: Arc::default(),
@@ -152,6 +157,7 @@ pub struct Mover {
     measured: Mutex<Measured>,
     journal: Mutex<Journal>,
     history: Mutex<History>,
+    compacted: Mutex<Compaction>,
     tally: Mutex<Tally>,
     bucket: TokenBucket,
     backoff: Mutex<(Backoff, Instant, bool)>,
@@ -214,6 +220,7 @@ impl Mover {
             journal: Mutex::new(Journal::new(settings.journal_entries)),
             history: Mutex::default(),
             tally: Mutex::default(),
+            compacted: Mutex::default(),
             bucket: TokenBucket::new(settings.bytes_per_second),
             backoff: Mutex::new((Backoff::default(), now, false)),
             rolled_at: Mutex::new(now),
@@ -226,14 +233,16 @@ impl Mover {
         }))
     }
 
-    /// Starts the planning thread, the fast lane and the forecast. `learn_paths` runs before the first plan: it tells the rules of files met by nobody yet.
+    /// Starts the planning thread, the fast lane, compaction and the forecast. `learn_paths` runs before the first plan: it tells the rules of files met by nobody yet.
     pub fn start(self: &Arc<Self>, learn_paths: impl FnOnce() + Send + 'static) -> Result<()> {
         let (planner, lane, forecast) = (Arc::clone(self), Arc::clone(self), Arc::clone(self));
+        let compactor = Arc::clone(self);
         self.spawn("heatfs-mover", move || {
             learn_paths();
             planner.plan_loop();
         })?;
         self.spawn("heatfs-fastlane", move || lane.fast_lane())?;
+        self.spawn("heatfs-compact", move || compactor.compact_loop())?;
         self.spawn("heatfs-forecast", move || {
             while !forecast.sleep(LOOK_EVERY) {
                 forecast.watch_log();

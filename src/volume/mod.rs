@@ -2,7 +2,7 @@
 //!
 //! # How bytes travel
 //! A change becomes a record in the log and an extent in its file's overlay ([`io`]). The coalescer applies durable extents to
-//! the base and takes them out of the overlay ([`coalesce`]); the mover copies base images between tiers ([`relocate`]); a checkpoint makes base,
+//! the base and takes them out of the overlay ([`coalesce`]); the mover copies base images between tiers ([`relocate`]) and drops those of zeros ([`zeros`]); a checkpoint makes base,
 //! map and sizes durable, and only then frees old images and log segments ([`checkpoint`]). Opening replays the log ([`open`]).
 //! A snapshot's moment is a mark in the log ([`marks`]); what it needs is kept before it changes ([`preserve`]), read from
 //! there ([`asof`]), and found again by the next mount ([`resume`]). A volume that was made of a snapshot has blocks in a repository, and brings
@@ -59,6 +59,7 @@ mod survey;
 mod sweep;
 mod threads;
 mod wake;
+mod zeros;
 
 pub use asof::FileAt;
 pub use blockmap::{Home, Place};

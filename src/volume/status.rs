@@ -163,6 +163,9 @@ pub struct Counters {
     pub demoted_by_flip_blocks: u64,
     /// Blocks that got a copy on the slowest tier ahead of sinking there.
     pub premigrated_blocks: u64,
+    /// Blocks that lost their image because it was nothing but zeros.
+    #[serde(default)]
+    pub zero_blocks: u64,
     /// Blocks promoted from what a reader had just read, without another read of the slow tier.
     pub moved_from_memory_blocks: u64,
     pub checkpoints: u64,
@@ -196,6 +199,7 @@ pub(super) struct Live {
     pub demoted_blocks: AtomicU64,
     pub demoted_by_flip_blocks: AtomicU64,
     pub premigrated_blocks: AtomicU64,
+    pub zero_blocks: AtomicU64,
     pub moved_from_memory_blocks: AtomicU64,
     pub checkpoints: AtomicU64,
     pub checkpoint_us: AtomicU64,
@@ -241,6 +245,7 @@ impl Live {
             demoted_blocks: AtomicU64::new(0),
             demoted_by_flip_blocks: AtomicU64::new(0),
             premigrated_blocks: AtomicU64::new(0),
+            zero_blocks: AtomicU64::new(0),
             moved_from_memory_blocks: AtomicU64::new(0),
             checkpoints: AtomicU64::new(0),
             checkpoint_us: AtomicU64::new(0),
@@ -270,6 +275,7 @@ impl Live {
             demoted_blocks: get(&self.demoted_blocks),
             demoted_by_flip_blocks: get(&self.demoted_by_flip_blocks),
             premigrated_blocks: get(&self.premigrated_blocks),
+            zero_blocks: get(&self.zero_blocks),
             moved_from_memory_blocks: get(&self.moved_from_memory_blocks),
             checkpoints: get(&self.checkpoints),
             checkpoint_us: get(&self.checkpoint_us),

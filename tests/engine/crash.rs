@@ -71,8 +71,12 @@ fn check_world(recovered: SimWorld, ended: &Ended, ops: &[Op], what: &str) {
 
 /// A new volume with a checkpoint, and a workload.
 fn prepared(seed: u64, ops_count: usize, reopen: bool) -> (SimWorld, Vec<FileId>, Vec<Op>) {
+    prepared_with(seed, ops_count, |random| random.op(reopen))
+}
+
+fn prepared_with(seed: u64, ops_count: usize, op: impl Fn(&mut Random) -> Op) -> (SimWorld, Vec<FileId>, Vec<Op>) {
     let mut random = Random(seed);
-    let ops: Vec<Op> = (0..ops_count).map(|_| random.op(reopen)).collect();
+    let ops: Vec<Op> = (0..ops_count).map(|_| op(&mut random)).collect();
     let harness = Harness::new(SimWorld::new(seed)).expect("a new volume opens");
     harness.volume().checkpoint().expect("the first checkpoint");
     (harness.world.clone(), harness.ids.clone(), ops)
@@ -80,7 +84,12 @@ fn prepared(seed: u64, ops_count: usize, reopen: bool) -> (SimWorld, Vec<FileId>
 
 /// Crashes at every `step`-th operation; returns how many crash points were tried.
 fn enumerate(seed: u64, ops_count: usize, step: u64) -> u64 {
-    let (world, ids, ops) = prepared(seed, ops_count, true);
+    enumerate_with(seed, ops_count, step, |random| random.op(true))
+}
+
+/// The same for a workload of other operations.
+pub fn enumerate_with(seed: u64, ops_count: usize, step: u64, op: impl Fn(&mut Random) -> Op) -> u64 {
+    let (world, ids, ops) = prepared_with(seed, ops_count, op);
     let mut points = 0;
     let mut at = world.operations() + seed % step;
     while let Some(ended) = run_until_crash(&world, &ids, &ops, at) {

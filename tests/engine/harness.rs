@@ -73,6 +73,17 @@ pub enum Op {
         block: u64,
         count: u64,
     },
+    /// A write of nothing but zeros.
+    Zeros {
+        file: usize,
+        offset: u64,
+        len: u64,
+    },
+    DropZeros {
+        file: usize,
+        block: u64,
+        count: u64,
+    },
     /// Of a volume that was made of a snapshot; of any other it does nothing.
     Hydrate {
         file: usize,
@@ -119,6 +130,18 @@ impl Random {
         }
     }
 
+    /// As [`Random::op`], with whole blocks of zeros, and blocks that lose their image for that.
+    pub fn zeros_op(&mut self, reopen: bool) -> Op {
+        let file = self.below(FILES as u64) as usize;
+        match self.below(8) {
+            // One record: what survives is a prefix of records.
+            0 | 1 => Op::Zeros { file, offset: self.below(12) * BLOCK, len: BLOCK },
+            2 | 3 => Op::DropZeros { file, block: self.below(13), count: 1 + self.below(6) },
+            4 => Op::Coalesce,
+            _ => self.op(reopen),
+        }
+    }
+
     pub fn op(&mut self, reopen: bool) -> Op {
         let file = self.below(FILES as u64) as usize;
         let (offset, len) = self.range();
@@ -159,6 +182,11 @@ impl Model {
                 for at in offset..offset + len {
                     content[at as usize] = pattern(index, at);
                 }
+            }
+            Op::Zeros { file, offset, len } => {
+                let content = &mut self.files[file];
+                content.resize(content.len().max((offset + len) as usize), 0);
+                content[offset as usize..(offset + len) as usize].fill(0);
             }
             Op::Truncate { file, size } => self.files[file].resize(size as usize, 0),
             Op::Punch { file, offset, len } => {
@@ -247,6 +275,12 @@ impl Harness {
             }
             Op::CopyDown { file: n, block, count } => {
                 self.volume().copy_down(&file(n)?, BlockNo(block), count).map(|_| ())
+            }
+            Op::Zeros { file: n, offset, len } => {
+                self.volume().write(&file(n)?, offset, &vec![0; len as usize], Wait::Allowed)
+            }
+            Op::DropZeros { file: n, block, count } => {
+                self.volume().drop_zeros(&file(n)?, BlockNo(block), count).map(|_| ())
             }
             Op::Hydrate { file: n, block, count } => {
                 let file = file(n)?;

@@ -22,3 +22,4 @@ mod rescue;
 mod rollback_crash;
 mod rules;
 mod threads;
+mod zeros;

@@ -86,6 +86,7 @@ fn mover(volume: &Volume, ids: &[FileId], stop: &AtomicBool, seed: u64) {
         let to = TierId(u8::try_from(random.below(3)).expect("small"));
         volume.move_run(&file, BlockNo(random.below(24)), 1 + random.below(4), to).expect("moves or refuses");
         volume.copy_down(&file, BlockNo(random.below(24)), 1 + random.below(4)).expect("copies or refuses");
+        volume.drop_zeros(&file, BlockNo(random.below(24)), 1 + random.below(4)).expect("looks or refuses");
         if random.below(10) == 0 {
             volume.drop_copies(to, 3).expect("drops copies");
         }

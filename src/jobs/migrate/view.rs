@@ -1,5 +1,6 @@
 //! What the mover tells people: where a block is and why, how hot a file is, how the mover is doing.
 
+use super::compact::Compaction;
 use super::insight::Counterpart;
 use super::journal::JournalEntry;
 use super::{Mover, Tally};
@@ -108,6 +109,8 @@ pub struct MoverStatus {
     pub paused_us: u64,
     pub log_latency_us: f64,
     pub log_latency_baseline_us: f64,
+    #[serde(default)]
+    pub compaction: Compaction,
     pub pinned_files: u64,
     /// Fill of the log from which records go to their blocks, and the rate of log writes that it was made for.
     pub coalesce_at_fill: f64,
@@ -279,6 +282,7 @@ impl Mover {
             paused_us,
             log_latency_us,
             log_latency_baseline_us,
+            compaction: *self.compacted.lock(),
             pinned_files: u64::try_from(self.pins.lock().len()).unwrap_or(u64::MAX),
             coalesce_at_fill: self.volume.coalesce_at_fill(),
             log_bytes_per_second: self.log_watch.lock().bytes_per_second(),

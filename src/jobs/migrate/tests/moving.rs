@@ -170,6 +170,37 @@ fn shards_are_split_where_a_file_is_hot_and_cover_what_lies_on_tiers() {
 }
 
 #[test]
+fn compaction_takes_the_images_of_zeros_from_the_slowest_tier() {
+    let house = House::new();
+    let file = house.file(600);
+    let mut expected: Vec<Vec<u8>> = (0..600).map(pattern).collect();
+    for block in [5u64, 300, 301, 420, 599] {
+        expected[block as usize].fill(0);
+        house.volume.write(&file, block * BLOCK, &expected[block as usize], Wait::Allowed).unwrap();
+    }
+    house.volume.coalesce_all(&mut |_, _| {}).unwrap();
+    assert_eq!((house.tier_of(&file, 5), house.tier_of(&file, 420)), (Some(0), Some(2)));
+    let looked_at = std::cell::Cell::new(0);
+    house.mover.compact(&|bytes| {
+        looked_at.set(looked_at.get() + bytes);
+        looked_at.get() > 100 * BLOCK
+    });
+    let status = house.mover.status().compaction;
+    assert!(status.passes == 0 && status.looked_at_bytes <= 100 * BLOCK, "a pass that ends early is none: {status:?}");
+    house.mover.compact(&|_| false);
+    let status = house.mover.status().compaction;
+    assert_eq!((status.passes, status.dropped_bytes), (1, 4 * BLOCK), "those below alone: {status:?}");
+    assert_eq!((house.tier_of(&file, 5), house.tier_of(&file, 420)), (Some(0), None));
+    house.volume.checkpoint().unwrap();
+    for (block, expected) in expected.iter().enumerate() {
+        let mut bytes = vec![0xee; BLOCK as usize];
+        house.volume.read(&file, block as u64 * BLOCK, &mut bytes, Wait::Allowed).unwrap();
+        assert!(bytes == *expected, "block {block}");
+    }
+    assert!(house.volume.check(true).unwrap().is_empty());
+}
+
+#[test]
 fn what_was_promoted_sinks_again_for_free() {
     let house = House::new();
     let file = house.file(600);
