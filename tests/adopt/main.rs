@@ -11,6 +11,8 @@ mod rollback;
 mod stored;
 mod swaps;
 
+use heatfs::error::{Error, Result};
+use heatfs::jobs::Watch;
 use heatfs::jobs::adopt::{AdoptPlan, adopt, attempt, undo};
 use heatfs::jobs::protect::MARKER;
 use heatfs::jobs::release::{ReleasePlan, release};
@@ -121,6 +123,40 @@ fn r29_an_adoption_cut_off_anywhere_goes_on_or_is_undone() {
         cut += 1;
     }
     assert!(cut > 50, "only {cut} steps");
+}
+
+/// Cut off once some of many files are in durable state and the others are not.
+struct CutAmongImports {
+    durable: bool,
+}
+
+impl Watch for CutAmongImports {
+    fn step(&mut self, what: &'static str) -> Result<()> {
+        if self.durable && what == "import" {
+            return Err(Error::Busy("cut off".to_owned()));
+        }
+        self.durable |= what == "checkpoint on the way";
+        Ok(())
+    }
+}
+
+#[test]
+fn an_adoption_of_many_files_goes_on_after_those_that_are_durable() {
+    let lab = Lab::fast();
+    for dir in 0..45 {
+        let dir = lab.data().join(dir.to_string());
+        fs::create_dir_all(&dir).unwrap();
+        (0..100).for_each(|file| fs::write(dir.join(file.to_string()), format!("{} {file}", dir.display())).unwrap());
+    }
+    let before = snapshot(&lab.data());
+    let mut watch = CutAmongImports { durable: false };
+    assert!(attempt(&lab.adoption(), &mut watch).is_err() && watch.durable);
+    let report = lab.adopt().unwrap();
+    assert_eq!((report.files, report.resumed), (4500, true));
+    lab.serve(|volume| assert_eq!(volume.files().len(), 4500));
+    assert_eq!(lab.check(true).findings.len(), 0);
+    lab.release().unwrap();
+    assert_same(&snapshot(&lab.data()), &before, "after release");
 }
 
 /// Release cut off at every step; while the volume is still in service, it may be mounted again in between.

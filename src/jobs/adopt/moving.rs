@@ -17,6 +17,9 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+/// What is imported stays in memory until a checkpoint.
+const FILES_PER_CHECKPOINT: u64 = 4096;
+
 /// Moves and imports every file of home; what an earlier try did is skipped. Durable when this returns. The number of files and their bytes.
 pub(super) fn files(
     taken: &Path,
@@ -64,6 +67,10 @@ pub(super) fn files(
         progress.files_done += 1;
         progress.bytes_done += bytes;
         watch.progress(progress);
+        if progress.files_done.is_multiple_of(FILES_PER_CHECKPOINT) {
+            watch.step("checkpoint on the way")?;
+            volume.checkpoint()?;
+        }
         Ok(())
     })?;
     watch.step("checkpoint")?;
