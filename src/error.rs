@@ -69,7 +69,7 @@ impl Error {
         Error::Io { action, path: path.into(), source }
     }
 
-    /// The same failure for another caller: a failed system call stays one, anything else keeps its words.
+    /// The same failure for another caller: what is tried again later, or at once, stays what it is, anything else keeps its words.
     pub fn repeated(&self) -> Error {
         match self {
             Error::Io { action, path, source } => {
@@ -78,7 +78,24 @@ impl Error {
                     .map_or_else(|| io::Error::new(source.kind(), source.to_string()), io::Error::from_raw_os_error);
                 Error::Io { action, path: path.clone(), source }
             }
+            Error::Overtaken(why) => Error::Overtaken(why.clone()),
             other => Error::Invalid(other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_repeated_is_tried_again_like_the_first() {
+        let full = Error::io("write", "/repo/packs/1", io::Error::from_raw_os_error(libc::ENOSPC));
+        let again = full.repeated();
+        assert!(matches!(&again, Error::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC)), "{again}");
+        assert_eq!(again.to_string(), full.to_string());
+        let own = Error::io("write", "/repo/packs/1", io::Error::other("half of it")).repeated();
+        assert!(matches!(&own, Error::Io { source, .. } if source.to_string() == "half of it"), "{own}");
+        assert!(matches!(Error::Overtaken("a prune".to_owned()).repeated(), Error::Overtaken(_)));
     }
 }

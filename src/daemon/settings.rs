@@ -473,7 +473,7 @@ fn read_placement(placement: &mut Section, origin: &str) -> Result<PlacementSett
         hysteresis: placement.number("hysteresis", 0.15, 0.0..=10.0)?,
         residency_plans: u32::try_from(placement.count("residency_plans", 2, 0..=10_000)?).unwrap_or(u32::MAX),
         bytes_per_second: placement.bytes("bytes_per_second", 64 * MIB, 64 * KIB..=64 * GIB)?,
-        compact_bytes_per_second: placement.bytes("compact_bytes_per_second", 4 * MIB, 0..=64 * GIB)?,
+        compact_bytes_per_second: placement.bytes("compact_bytes_per_second", 0, 0..=64 * GIB)?,
         memory_bytes: placement.bytes("memory", 128 * MIB, MIB..=64 * GIB)?,
         log_share: placement.number("log_share", 0.02, 0.0..=0.5)?,
         profiles: read_profiles(placement)?,

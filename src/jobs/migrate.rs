@@ -46,6 +46,7 @@ use journal::Journal;
 use parking_lot::Mutex;
 use pins::Pins;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -81,7 +82,7 @@ impl Default for MoverSettings {
             plan_every_min: Duration::from_secs(5),
             plan_every_max: Duration::from_secs(60),
             bytes_per_second: 64 << 20,
-            compact_bytes_per_second: 4 << 20,
+            compact_bytes_per_second: 0,
             save_every: Duration::from_secs(180),
             journal_entries: 16_384,
             rules: Arc::default(),
@@ -614,6 +615,7 @@ impl Blocks for VolumeBlocks<'_> {
                     self.split(BlockRun { file: id, first, count, tier, copy, heat, moved: None, pin }, each);
                 });
             }
+            ControlFlow::Continue(())
         });
         if let Err(error) = visited {
             tracing::warn!(%error, "cannot look at where all blocks lie; the plan is of those that were seen");

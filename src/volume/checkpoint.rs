@@ -224,6 +224,11 @@ impl Volume {
         }
         self.marks.names_went.fetch_or(frozen.names_went, Ordering::AcqRel);
         self.gone.lock().extend(frozen.gone);
+        for (id, _) in frozen.changes.rows {
+            if let Ok(file) = self.file(id) {
+                file.write().row_dirty = true;
+            }
+        }
         for (id, index, _) in frozen.changes.chunks {
             if let Ok(file) = self.file(id) {
                 file.write().map.mark_dirty([index]);
@@ -429,7 +434,7 @@ impl Volume {
         if files.len() > FILES_IN_MEMORY {
             self.unloads.fetch_add(1, Ordering::AcqRel);
             // Who has the only reference waits for no lock of the file.
-            files.retain(|_, file| Arc::strong_count(file) > 1 || !file.read().is_at_rest());
+            files.retain(|_, file| Arc::strong_count(file) > 1 || file.is_listed_dirty() || !file.read().is_at_rest());
         }
         // As many again may come before it is worth another look.
         self.files_wanted.store(FILES_IN_MEMORY.max(2 * files.len()), Ordering::Relaxed);

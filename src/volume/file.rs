@@ -111,6 +111,11 @@ impl File {
         !self.listed_dirty.load(Ordering::Relaxed) && !self.listed_dirty.swap(true, Ordering::AcqRel)
     }
 
+    /// The next checkpoint has to look at it.
+    pub(super) fn is_listed_dirty(&self) -> bool {
+        self.listed_dirty.load(Ordering::Acquire)
+    }
+
     pub(super) fn unlist_dirty(&self) {
         self.listed_dirty.store(false, Ordering::Release);
     }

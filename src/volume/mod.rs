@@ -16,7 +16,7 @@
 //! 4. `appends`, read-held around 5 by whoever logs a record.
 //! 5. a file's own lock (`File`): size, overlay, map. Held for memory operations and for the append of a record (so that log order is the order
 //!    of the file's changes), never across device I/O.
-//! 6. leaves: what was read of the repository lately, the log's state, `window`, `vacated`, `touched`, the table of files, pending marks and the files that have layers, staging's table.
+//! 6. leaves: what was read of the repository lately, the log's state, `window`, `vacated`, `touched`, `lost_writes`, the table of files, pending marks and the files that have layers, staging's table.
 //!
 //! One mark ends at a time (`ending`, after 2 and before 4); one batch is staged at a time (`writing`, after 2, held across I/O, no other lock within).
 //!

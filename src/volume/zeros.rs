@@ -7,8 +7,9 @@ use super::blockmap::{Home, Place};
 use super::relocate::RUN_BYTES_MAX;
 use super::{Applied, File, Volume, Wrote, status};
 use crate::device::AlignedBuf;
-use crate::error::Result;
-use crate::units::BlockNo;
+use crate::error::{Error, Result};
+use crate::tier::objects::object_path;
+use crate::units::{BlockNo, FileId, TierId};
 use std::sync::Arc;
 
 impl Volume {
@@ -17,6 +18,9 @@ impl Volume {
     /// how many lost their image; (0, 0) when the first has none, or somebody is at it.
     pub fn drop_zeros(&self, file: &Arc<File>, first: BlockNo, count: u64) -> Result<(u64, u64)> {
         self.check_writable()?;
+        if self.is_set_aside(file.id()) {
+            return Ok((0, 0));
+        }
         let most = (RUN_BYTES_MAX / self.block_bytes()).max(1).min(count.max(1));
         // Objects of a file that is removed meanwhile go when this is over.
         let _reading = self.readers.enter();
@@ -36,15 +40,31 @@ impl Volume {
         let seen = self.about_to_write(tier);
         let block_bytes = usize::try_from(self.block_bytes()).unwrap_or(usize::MAX);
         let mut image = AlignedBuf::zeroed(claims.len() * block_bytes);
-        self.read_base(file, tier, self.block_start(first), &mut image)?;
+        let start = self.block_start(first);
+        if self.read_base(file, tier, start, &mut image)? {
+            // It came from elsewhere. Now that nobody is at the blocks, another read has it written where it belongs.
+            drop(claims);
+            self.read_base(file, tier, start, &mut image)?;
+            return Ok((most, 0));
+        }
+        let there = self.object_bytes(file.id(), tier)?;
         let blocks = (first.0..).map(BlockNo).zip(image.chunks(block_bytes));
-        let zeros: Vec<BlockNo> =
-            blocks.filter(|(_, bytes)| bytes.iter().all(|byte| *byte == 0)).map(|(block, _)| block).collect();
+        // What lies past an object's end reads as zeros, but an image that was written begins before it: somebody has cut the object short.
+        let zeros: Vec<BlockNo> = blocks
+            .filter(|(block, bytes)| self.block_start(*block) < there && bytes.iter().all(|byte| *byte == 0))
+            .map(|(block, _)| block)
+            .collect();
         // Until the next checkpoint both the place and the promise take room.
         let fits = self.space.unpromised_blocks() >= i64::try_from(zeros.len()).unwrap_or(i64::MAX);
         let dropped = if fits && !zeros.is_empty() { self.flip_to_promise(file, &zeros, seen) } else { 0 };
         status::count(&self.counters.zero_blocks, dropped);
         Ok((claims.len() as u64, dropped))
+    }
+
+    fn object_bytes(&self, file: FileId, tier: TierId) -> Result<u64> {
+        let objects = self.objects(tier)?;
+        let Some(object) = objects.get(file, false)? else { return Ok(0) };
+        object.len().map_err(|e| Error::io("read the length of", objects.full(&object_path(file)), e))
     }
 
     /// The caller holds the claims, under which the blocks were found to be zeros where they are.

@@ -1,9 +1,10 @@
 //! Volumes of many files: memory holds those in use, the rest is found again as it was.
 
 use crate::harness::{BLOCK, options, tiers};
-use heatfs::device::sim::SimWorld;
+use heatfs::device::sim::{SimWorld, Survival};
 use heatfs::units::{BlockNo, FileId, TierId};
 use heatfs::volume::{Volume, Wait};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// As many as may stay although nobody uses them.
@@ -48,6 +49,35 @@ fn looking_at_every_file_keeps_few_in_memory() {
     }
 }
 
+/// R8: a checkpoint that failed has made nothing durable, sizes neither: files whose size it was to write stay in memory, whoever looks at others.
+#[test]
+fn a_size_that_no_checkpoint_has_written_stays() {
+    let world = SimWorld::new(42);
+    let tiers = tiers(&world);
+    Volume::create(&tiers, &options(), uuid::Uuid::from_u128(42), &mut |_| {}).expect("a volume is made");
+    let (volume, _) = Volume::open(tiers, options()).expect("it opens");
+    let ids: Vec<FileId> = (0..KEPT_FILES + 10).map(|_| volume.issue_file_id().expect("an id")).collect();
+    write(&volume, ids[0], 0, 1);
+    write(&volume, ids[1], 0, 2);
+    settle(&volume);
+    volume.set_size(&volume.file(ids[1]).expect("known"), 77_000).expect("grows");
+    volume.sync_log().expect("durable");
+    // Something of the slowest tier waits for its sync, which fails.
+    assert!(volume.move_block(&volume.file(ids[0]).expect("known"), BlockNo(0), TierId(2)).expect("moves"));
+    world.device("hdd").break_syncs(true);
+    volume.checkpoint().expect_err("a tier failed its sync");
+    world.device("hdd").break_syncs(false);
+    ids.iter().for_each(|id| drop(volume.file(*id).expect("known")));
+    let size = |volume: &Volume| volume.attr(&volume.file(ids[1]).expect("known")).size_bytes;
+    assert_eq!(size(&volume), 77_000);
+    settle(&volume);
+    volume.shut_down_quickly().expect("ends");
+    drop(volume);
+    let world = world.recover(Survival::None);
+    let (volume, _) = Volume::open(crate::harness::tiers(&world), options()).expect("it opens");
+    assert_eq!(size(&volume), 77_000);
+}
+
 /// What the planner goes by: all maps, of files in memory and not, in order, and none is loaded for it.
 #[test]
 fn every_block_map_is_seen_without_loading_files() {
@@ -65,11 +95,21 @@ fn every_block_map_is_seen_without_loading_files() {
     };
     let seen = || {
         let mut seen = Vec::new();
-        let visit = &mut |id, runs: Vec<_>| seen.extend((!runs.is_empty()).then_some((id, runs)));
-        volume.for_each_block_map(visit).expect("readable");
+        let mut visit = |id, runs: Vec<_>| {
+            seen.extend((!runs.is_empty()).then_some((id, runs)));
+            ControlFlow::Continue(())
+        };
+        volume.for_each_block_map(&mut visit).expect("readable");
         seen
     };
     let all = expected(&[]);
+    let mut visited = 0;
+    let mut second = |_, _| {
+        visited += 1;
+        if visited == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    volume.for_each_block_map(&mut second).expect("readable");
+    assert_eq!(visited, 2, "whoever breaks off hears of no more");
     assert_eq!(seen(), all);
     // 20,000 others drive them out.
     (0..KEPT_FILES).for_each(|_| drop(volume.file(volume.issue_file_id().expect("an id")).expect("known")));

@@ -2,39 +2,26 @@
 //! comes back.
 
 use super::note::CloneNote;
-use crate::device::clock::{Instant, monotonic_now};
 use crate::error::{Error, Result};
-use crate::jobs::snapshot::{SnapshotContent, open_repository};
+use crate::jobs::snapshot::{Reopening, SnapshotContent, open_repository};
 use crate::repository::SnapshotId;
 use crate::units::FileId;
 use crate::volume::SourceSnapshot;
-use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// Between two tries to open a repository that is not there: readers meanwhile hear what the last one said.
-const RETRY: Duration = Duration::from_secs(1);
-
-#[derive(Default)]
-struct Now {
-    opened: Option<Arc<SnapshotContent>>,
-    /// When opening failed last, and why.
-    failed: Option<(Instant, String)>,
-}
 
 /// A snapshot in a repository that may come and go.
 pub struct RepositorySource {
     note: CloneNote,
     /// Where the repository may be if it is not where it was: what the settings say.
     elsewhere: Option<(PathBuf, Option<PathBuf>)>,
-    now: Mutex<Now>,
+    content: Reopening<(), SnapshotContent>,
 }
 
 impl RepositorySource {
     /// Opens nothing yet. `elsewhere`: directory and key file of the repository that the settings name.
     pub fn new(note: CloneNote, elsewhere: Option<(PathBuf, Option<PathBuf>)>) -> RepositorySource {
-        RepositorySource { note, elsewhere, now: Mutex::default() }
+        RepositorySource { note, elsewhere, content: Reopening::default() }
     }
 
     pub fn note(&self) -> &CloneNote {
@@ -55,25 +42,7 @@ impl RepositorySource {
     }
 
     fn opened(&self) -> Result<Arc<SnapshotContent>> {
-        let mut now = self.now.lock();
-        if let Some(opened) = &now.opened {
-            return Ok(Arc::clone(opened));
-        }
-        if let Some((at, why)) = now.failed.as_ref().filter(|(at, _)| at.elapsed() < RETRY) {
-            let _ = at;
-            return Err(Error::NotFound(why.clone()));
-        }
-        match self.find() {
-            Ok(opened) => {
-                let opened = Arc::new(opened);
-                *now = Now { opened: Some(Arc::clone(&opened)), failed: None };
-                Ok(opened)
-            }
-            Err(error) => {
-                now.failed = Some((monotonic_now(), error.to_string()));
-                Err(error)
-            }
-        }
+        self.content.get((), || self.find())
     }
 
     fn find(&self) -> Result<SnapshotContent> {
@@ -104,14 +73,7 @@ impl RepositorySource {
     /// Reads from the snapshot; what failed is opened anew by the next one.
     fn with<T>(&self, read: impl FnOnce(&SnapshotContent) -> Result<T>) -> Result<T> {
         let opened = self.opened()?;
-        let outcome = read(&opened);
-        if outcome.is_err() {
-            let mut now = self.now.lock();
-            if now.opened.as_ref().is_some_and(|current| Arc::ptr_eq(current, &opened)) {
-                now.opened = None;
-            }
-        }
-        outcome
+        read(&opened).inspect_err(|_| self.content.forget(&opened))
     }
 }
 

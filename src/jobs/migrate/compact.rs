@@ -1,11 +1,18 @@
 //! Compaction of the slowest tier: while nobody else needs the machine every block there is looked at, slowly, and those of nothing but zeros lose
 //! their image. So a table that was filled up with empty pages costs no disk, and nobody waits for a disk to read zeros.
+//!
+//! Only who asks for it gets it: the room goes to others on that disk, since it stays promised, and files that were filled with zeros ahead have an image
+//! made again by the first write.
 
 use super::Mover;
-use crate::error::Error;
+use crate::device::clock::{Instant, monotonic_now};
+use crate::error::{Error, Result};
 use crate::jobs::pace::{Pace, TokenBucket};
 use crate::units::{BlockNo, FileId, TierId};
+use crate::volume::Run;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +20,10 @@ use std::time::Duration;
 const PASS_EVERY: Duration = Duration::from_secs(7 * 86_400);
 /// From the mount to the first pass.
 const FIRST_PASS_AFTER: Duration = Duration::from_secs(600);
-/// How long a pass waits before it looks again whether the machine is free.
+/// How long a pass waits before it looks again whether the machine is idle.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Reads, writes and syncs in a second with which a volume still counts as idle.
+const IDLE_REQUESTS: f64 = 10.0;
 /// Share of the time in which the machine is felt for; work is done only while it is free.
 const FELT_SHARE: f64 = 0.05;
 /// Bytes looked at with one read (R24).
@@ -30,6 +39,39 @@ pub struct Compaction {
     pub dropped_bytes: u64,
 }
 
+/// Is nobody there: no users, no snapshot in the making, no blocks on their way from a repository, and a processor with time to spare?
+struct Idleness<'a> {
+    mover: &'a Mover,
+    pace: Pace,
+    /// When users were last looked at, their requests until then, and whether there were few.
+    users: Mutex<(Instant, u64, bool)>,
+}
+
+impl<'a> Idleness<'a> {
+    fn new(mover: &'a Mover) -> Idleness<'a> {
+        let pace = Pace::new(Arc::clone(&mover.volume), FELT_SHARE, u64::MAX);
+        let requests = mover.volume.activity().requests;
+        Idleness { mover, pace, users: Mutex::new((monotonic_now(), requests, false)) }
+    }
+
+    fn now(&self) -> bool {
+        let volume = &self.mover.volume;
+        self.users_are_away() && self.pace.is_free() && !volume.needs_repository() && volume.pending_marks().is_empty()
+    }
+
+    fn users_are_away(&self) -> bool {
+        let mut users = self.users.lock();
+        let (since, before, _) = *users;
+        let passed = since.elapsed();
+        if passed >= LOOK_AGAIN {
+            let requests = self.mover.volume.activity().requests;
+            let more = u32::try_from(requests - before).map_or(f64::INFINITY, f64::from);
+            *users = (monotonic_now(), requests, more <= IDLE_REQUESTS * passed.as_secs_f64());
+        }
+        users.2
+    }
+}
+
 impl Mover {
     /// Passes over the slowest tier until the mover is stopped.
     pub(super) fn compact_loop(&self) {
@@ -37,9 +79,9 @@ impl Mover {
         if rate == 0 {
             return;
         }
-        let (bucket, pace) = (TokenBucket::new(rate), Pace::new(Arc::clone(&self.volume), FELT_SHARE, u64::MAX));
+        let (bucket, idleness) = (TokenBucket::new(rate), Idleness::new(self));
         let wait = |bytes: u64| {
-            while !pace.is_free() {
+            while !idleness.now() {
                 if self.sleep(LOOK_AGAIN) {
                     return true;
                 }
@@ -57,42 +99,46 @@ impl Mover {
     pub fn compact(&self, wait: &dyn Fn(u64) -> bool) {
         let Some(slowest) = self.tier_names.len().checked_sub(1).filter(|slowest| *slowest > 0) else { return };
         let slowest = TierId(u8::try_from(slowest).unwrap_or(u8::MAX));
-        for file in self.volume.files() {
-            match self.compact_file(file, slowest, wait) {
-                Ok(false) => {}
-                Ok(true) => return,
-                Err(error @ Error::ReadOnly { .. }) => {
-                    tracing::debug!(%error, "compaction ends");
-                    return;
-                }
-                // Whoever reads there for a user tells of it.
-                Err(error) => tracing::debug!(%error, %file, "compaction passes over the rest of a file"),
-            }
+        let mut is_whole = true;
+        let visited = self.volume.for_each_block_map(&mut |file, runs| {
+            let outcome = self.compact_file(file, &runs, slowest, wait);
+            is_whole &= outcome.is_continue();
+            outcome
+        });
+        match visited {
+            Ok(()) if is_whole => self.compacted.lock().passes += 1,
+            Ok(()) => {}
+            Err(error) => tracing::debug!(%error, "compaction ends"),
         }
-        self.compacted.lock().passes += 1;
     }
 
-    /// Ok(true): `wait` has ended the pass.
-    fn compact_file(&self, id: FileId, slowest: TierId, wait: &dyn Fn(u64) -> bool) -> crate::error::Result<bool> {
-        let file = match self.volume.file(id) {
-            // It went since the list was made.
-            Err(Error::NotFound(_)) => return Ok(false),
-            file => file?,
-        };
+    fn compact_file(&self, id: FileId, runs: &[Run], slowest: TierId, wait: &dyn Fn(u64) -> bool) -> ControlFlow<()> {
         let (block_bytes, piece) = (self.block_bytes(), (PIECE_BYTES / self.block_bytes()).max(1));
-        for (first, count, tier, _) in self.volume.block_map(&file) {
-            let end = if tier == Some(slowest) { first.0 + count } else { first.0 };
+        for (first, count, ..) in runs.iter().filter(|run| run.2 == Some(slowest)) {
+            let end = first.0 + count;
             for from in (first.0..end).step_by(usize::try_from(piece).unwrap_or(1)) {
                 let blocks = piece.min(end - from);
                 if wait(blocks * block_bytes) {
-                    return Ok(true);
+                    return ControlFlow::Break(());
                 }
-                let (looked_at, dropped) = self.volume.drop_zeros(&file, BlockNo(from), blocks)?;
-                let mut compacted = self.compacted.lock();
-                compacted.looked_at_bytes += looked_at * block_bytes;
-                compacted.dropped_bytes += dropped * block_bytes;
+                match self.compact_piece(id, BlockNo(from), blocks) {
+                    Ok(()) => {}
+                    Err(error @ Error::ReadOnly { .. }) => {
+                        tracing::debug!(%error, "compaction ends");
+                        return ControlFlow::Break(());
+                    }
+                    Err(error) => tracing::debug!(%error, file = %id, "compaction passes over what it cannot read"),
+                }
             }
         }
-        Ok(false)
+        ControlFlow::Continue(())
+    }
+
+    fn compact_piece(&self, id: FileId, first: BlockNo, blocks: u64) -> Result<()> {
+        let (looked_at, dropped) = self.volume.drop_zeros(&self.volume.file(id)?, first, blocks)?;
+        let mut compacted = self.compacted.lock();
+        compacted.looked_at_bytes += looked_at * self.block_bytes();
+        compacted.dropped_bytes += dropped * self.block_bytes();
+        Ok(())
     }
 }

@@ -12,10 +12,12 @@ mod content;
 mod image;
 mod names;
 mod pages;
+mod reopening;
 
 pub use content::{PublishedSnapshots, SnapshotContent};
 pub use names::{ImageEntry, Inode, Moment, Names};
 pub use pages::{BadPage, PageReport};
+pub(super) use reopening::Reopening;
 
 use crate::device::clock::{Instant, monotonic_now, wall_now};
 use crate::device::real::RealDevice;
