@@ -294,7 +294,11 @@ impl<'r> Writer<'r> {
                 return Ok(root);
             }
             let path = root.id.path();
-            device.remove_file(&path).map_err(|e| io_error(device, "remove", &path, e))?;
+            match device.remove_file(&path) {
+                // A prune that came later has found that it does not count.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.map_err(|e| io_error(device, "remove", &path, e))?,
+            }
             device.sync_dir("snapshots").map_err(|e| io_error(device, "sync directory", "snapshots", e))?;
             root.id = SnapshotId::random(root.meta.taken)?;
             self.renew_locked(lease)?;

@@ -95,6 +95,8 @@ pub(super) struct Session {
     child: Child,
     answers: Receiver<String>,
     complaints: Arc<Mutex<String>>,
+    /// Nothing is ever sent; it is disconnected when all complaints have been heard.
+    heard: Receiver<()>,
     limit: Duration,
     version: u32,
     directory: String,
@@ -141,15 +143,19 @@ impl Session {
         command::be_killable(&child);
         let (give, answers) = unbounded();
         let complaints = Arc::new(Mutex::new(String::new()));
+        let (hearing, heard) = unbounded();
         if let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) {
-            let heard = Arc::clone(&complaints);
-            std::thread::spawn(move || hear(err, &heard));
+            let complaints = Arc::clone(&complaints);
+            std::thread::spawn(move || {
+                hear(err, &complaints);
+                drop(hearing);
+            });
             std::thread::spawn(move || {
                 // Ends when psql does, or nobody wants an answer any more.
                 BufReader::new(out).lines().map_while(std::result::Result::ok).all(|line| give.send(line).is_ok())
             });
         }
-        Ok(Session { child, answers, complaints, limit: settings.limit, version: 0, directory: String::new() })
+        Ok(Session { child, answers, complaints, heard, limit: settings.limit, version: 0, directory: String::new() })
     }
 
     /// Has the server end backup mode. WAL is not waited for: whether it is archived is the archive's business.
@@ -191,6 +197,8 @@ impl Session {
         if !matches!(command::wait(&mut self.child, FAREWELL), Ok(Some(_))) {
             command::kill(&mut self.child);
         }
+        // It has ended; what it wrote last may still be on its way.
+        let _ = self.heard.recv_timeout(FAREWELL);
         let said = self.complaints.lock().trim().replace('\n', " ");
         failed(if said.is_empty() { "psql ended without a word" } else { &said })
     }
