@@ -224,15 +224,17 @@ impl Volume {
     /// Writes a full image to a place that the map does not name (R3): `used` bytes of `image`, and zeros behind them if the object already
     /// reaches there.
     pub(super) fn write_image(&self, file: FileId, tier: TierId, start: u64, image: &[u8], used: u64) -> Result<()> {
-        let objects = self.objects(tier)?;
-        let fail = |error| Error::io("read length of", objects.full(&crate::tier::objects::object_path(file)), error);
-        let reaches = match objects.get(file, false)? {
-            Some(object) => object.len().map_err(fail)?,
-            None => 0,
-        };
+        let reaches = self.object_bytes(file, tier)?;
         let pages = usize::try_from(used.next_multiple_of(PAGE_BYTES)).unwrap_or(image.len());
         let len = if reaches <= start { pages.min(image.len()) } else { image.len() };
         self.write_base(file, tier, start, image.get(..len).unwrap_or(image))
+    }
+
+    /// Length of a file's object on a tier; 0 when there is none.
+    pub(super) fn object_bytes(&self, file: FileId, tier: TierId) -> Result<u64> {
+        let objects = self.objects(tier)?;
+        let Some(object) = objects.get(file, false)? else { return Ok(0) };
+        object.len().map_err(|e| Error::io("read length of", objects.full(&crate::tier::objects::object_path(file)), e))
     }
 
     /// Tiers that may take a first image, best first: those with room to spare, then those with any.

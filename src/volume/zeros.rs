@@ -7,9 +7,8 @@ use super::blockmap::{Home, Place};
 use super::relocate::RUN_BYTES_MAX;
 use super::{Applied, File, Volume, Wrote, status};
 use crate::device::AlignedBuf;
-use crate::error::{Error, Result};
-use crate::tier::objects::object_path;
-use crate::units::{BlockNo, FileId, TierId};
+use crate::error::Result;
+use crate::units::BlockNo;
 use std::sync::Arc;
 
 impl Volume {
@@ -59,12 +58,6 @@ impl Volume {
         let dropped = if fits && !zeros.is_empty() { self.flip_to_promise(file, &zeros, seen) } else { 0 };
         status::count(&self.counters.zero_blocks, dropped);
         Ok((claims.len() as u64, dropped))
-    }
-
-    fn object_bytes(&self, file: FileId, tier: TierId) -> Result<u64> {
-        let objects = self.objects(tier)?;
-        let Some(object) = objects.get(file, false)? else { return Ok(0) };
-        object.len().map_err(|e| Error::io("read the length of", objects.full(&object_path(file)), e))
     }
 
     /// The caller holds the claims, under which the blocks were found to be zeros where they are.

@@ -4,9 +4,10 @@
 //! He has the user id of nobody, for file access only, on the thread that does the work: between two reads of the repository, so that no race has to be won.
 
 use crate::lab::{Lab, assert_same, fill, options, snapshot};
+use crate::opening::Opening;
 use crate::stored::{init, store};
+use heatfs::device::Device;
 use heatfs::device::real::RealDevice;
-use heatfs::device::{BackingFile, Device, OpenMode, Space};
 use heatfs::error::Result;
 use heatfs::jobs::Watch;
 use heatfs::jobs::adopt::{AdoptPlan, adopt};
@@ -15,7 +16,6 @@ use heatfs::jobs::snapshot::Tally;
 use heatfs::repository::{Repository, SnapshotId};
 use nix::unistd::{Uid, setfsuid};
 use std::fs::{self, Permissions};
-use std::io;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,50 +40,6 @@ pub fn as_nobody<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// A disk whose every opened file is an occasion.
-struct Watched {
-    disk: Arc<dyn Device>,
-    occasion: Box<dyn Fn() + Send + Sync>,
-}
-
-impl Device for Watched {
-    fn path(&self) -> String {
-        self.disk.path()
-    }
-    fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn BackingFile>> {
-        (self.occasion)();
-        let file = self.disk.open(path, mode)?;
-        Ok(file)
-    }
-    fn create_dir_all(&self, path: &str) -> io::Result<()> {
-        self.disk.create_dir_all(path)
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.disk.rename(from, to)
-    }
-    fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
-        self.disk.rename_new(from, to)
-    }
-    fn remove_file(&self, path: &str) -> io::Result<()> {
-        self.disk.remove_file(path)
-    }
-    fn list(&self, path: &str) -> io::Result<Vec<String>> {
-        self.disk.list(path)
-    }
-    fn exists(&self, path: &str) -> io::Result<bool> {
-        self.disk.exists(path)
-    }
-    fn sync_dir(&self, path: &str) -> io::Result<()> {
-        self.disk.sync_dir(path)
-    }
-    fn sync_all(&self) -> io::Result<()> {
-        self.disk.sync_all()
-    }
-    fn space(&self) -> io::Result<Space> {
-        self.disk.space()
-    }
-}
-
 struct Scene {
     lab: Lab,
     snapshot: SnapshotId,
@@ -106,7 +62,11 @@ impl Scene {
     /// The repository on a disk that the attacker is told of.
     fn watched(&self, occasion: impl Fn() + Send + Sync + 'static) -> Repository {
         let disk: Arc<dyn Device> = RealDevice::open(self.lab.path("repo")).unwrap();
-        Repository::open(Arc::new(Watched { disk, occasion: Box::new(occasion) }), None).unwrap()
+        let open = Box::new(move |disk: &dyn Device, path: &str, mode| {
+            occasion();
+            disk.open(path, mode)
+        });
+        Repository::open(Arc::new(Opening { device: disk, open }), None).unwrap()
     }
 
     /// A directory of the attacker's own, in one of his own.

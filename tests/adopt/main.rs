@@ -6,6 +6,8 @@ mod clones;
 mod full;
 mod inspect;
 mod lab;
+#[path = "../engine/opening.rs"]
+mod opening;
 mod published;
 mod rollback;
 mod stored;
