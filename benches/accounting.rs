@@ -2,7 +2,7 @@
 //! forecast. `scripts/bench` runs it; each line is `metric,value`.
 
 use heatfs::device::real::RealDevice;
-use heatfs::heat::{HeatSettings, Recorder};
+use heatfs::heat::{HeatSettings, Recorder, share_memory};
 use heatfs::jobs::forecaster::{Forecaster, ForecasterSettings};
 use heatfs::units::{BlockNo, FileId, TierId};
 use heatfs::volume::AccessObserver;
@@ -70,10 +70,11 @@ fn main() {
     heatfs::device::sys::return_large_allocations(1 << 20);
     let dir = std::env::temp_dir();
     let open = |epoch: Duration| {
-        let settings = HeatSettings { memory_bytes: MEMORY / 16 * 3, ..HeatSettings::with_block_bytes(65_536) };
+        let (counters_bytes, forecast_bytes) = share_memory(MEMORY);
+        let settings = HeatSettings { memory_bytes: counters_bytes, ..HeatSettings::with_block_bytes(65_536) };
         let recorder = Arc::new(Recorder::new(settings));
         let device = Arc::new(RealDevice::at(&dir).expect("a directory for temporary files"));
-        let settings = ForecasterSettings { epoch, memory_bytes: MEMORY / 16 * 13, ..ForecasterSettings::default() };
+        let settings = ForecasterSettings { epoch, memory_bytes: forecast_bytes, ..ForecasterSettings::default() };
         // Another volume's id each time: whatever lies in the directory is foreign.
         let id = std::process::id().to_le_bytes();
         let forecaster = Forecaster::open(
@@ -131,7 +132,15 @@ fn main() {
             cpu_ms += forecaster.status().cpu_ms - earlier;
         }
     }
+    // As when the forecast is believed.
+    let mut expecting = recorder.expecting();
+    for block in 0..BLOCKS / 10 {
+        expecting.expect(FileId(1 + block / 16_384), BlockNo(block % 16_384), 1.0);
+    }
+    expecting.publish();
     let (heat, forecast) = (recorder.status(), forecaster.status());
+    // As the daemon does once a minute.
+    heatfs::device::sys::return_free_memory();
     let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
     println!("counters of heat (MiB per TiB),{:.1}", mib(heat.memory_bytes));
     println!("forecast (MiB per TiB),{:.1}", mib(forecast.memory_bytes));

@@ -3,6 +3,7 @@
 
 #![allow(clippy::ptr_arg, reason = "all have the type of those that change the length")]
 
+use heatfs::ondisk::archived::{ArchivedHead, HEAD_LEN};
 use heatfs::ondisk::bytes::Reader;
 use heatfs::ondisk::changes;
 use heatfs::ondisk::checksum64;
@@ -25,7 +26,7 @@ const VOLUME: Uuid = Uuid::from_u128(0x1234);
 
 /// Name, and what feeds it.
 type Decoder = (&'static str, fn(&mut Vec<u8>, bool));
-const DECODERS: [Decoder; 15] = [
+const DECODERS: [Decoder; 16] = [
     ("group", group),
     ("summary", summary),
     ("summary-body", summary_body),
@@ -41,6 +42,7 @@ const DECODERS: [Decoder; 15] = [
     ("file-id", file_id),
     ("root-mode", root_mode),
     ("image", mark_image),
+    ("archived", archived),
 ];
 
 pub fn feed(data: &[u8]) {
@@ -115,8 +117,8 @@ fn file_row(bytes: &mut Vec<u8>, _: bool) {
 }
 
 fn changes(bytes: &mut Vec<u8>, _: bool) {
-    if let Ok((base, runs)) = changes::decode(bytes) {
-        assert_eq!(changes::decode(&changes::encode(base, &runs)), Ok((base, runs)));
+    if let Ok((base, pages)) = changes::decode(bytes) {
+        assert_eq!(changes::decode(&changes::encode(base, &pages)), Ok((base, pages)));
     }
 }
 
@@ -132,6 +134,15 @@ fn mark(bytes: &mut Vec<u8>, repaired: bool) {
     }
     if let Ok(mark) = PendingMark::decode(bytes) {
         assert_eq!(PendingMark::decode(&mark.encode()), Ok(mark));
+    }
+}
+
+fn archived(bytes: &mut Vec<u8>, repaired: bool) {
+    if repaired && let Some(head) = bytes.get_mut(..HEAD_LEN) {
+        repair64(head, 56);
+    }
+    if let Ok(head) = ArchivedHead::decode(bytes) {
+        assert_eq!(ArchivedHead::decode(&head.encode()), Ok(head));
     }
 }
 
@@ -248,6 +259,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     };
     let mark =
         PendingMark { volume: VOLUME, snapshot: VOLUME, lsn: Lsn(9), wall: WallNs(8), file_id_limit: 7, epoch: 6 };
+    let archived = ArchivedHead { volume: VOLUME, segment_seq: 9, segment_bytes: 8, wall: WallNs(7), packed_bytes: 6 };
     let row = FileRow { size_bytes: 9, mtime: Some(WallNs(3)), ctime: None, log_file: true };
     let kept = KeptRow { size_bytes: 9, mtime: Some(WallNs(1)), removed: true, extents: vec![(0, 10, 5), (10, 20, 6)] };
     let entry = StagedEntry { file: FileId(3), start: 10, end: 20, at: 0, epoch: 4, of_base: true };
@@ -260,7 +272,10 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         ("summary-body", body),
         ("record", record.encode().to_vec()),
         ("file-row", row.encode().to_vec()),
-        ("changes", changes::encode(4, &[changes::PageRun { first: 1, last: 9, age: 3 }.pack()])),
+        (
+            "changes",
+            changes::encode(4, &changes::Pages::Runs(vec![changes::PageRun { first: 1, last: 9, age: 3 }.pack()])),
+        ),
         ("kept", kept.encode()),
         ("mark", mark.encode().to_vec()),
         ("note", Marker { snapshot: VOLUME, epoch: 3, file_id_limit: 9 }.encode().to_vec()),
@@ -270,6 +285,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         ("file-id", file_id.encode().to_vec()),
         ("root-mode", b"0700".to_vec()),
         ("image", image::encode(VOLUME, VOLUME, b"content")),
+        ("archived", archived.encode().to_vec()),
     ];
     let number = |name: &str| DECODERS.iter().position(|known| known.0 == name).expect("a decoder") as u8;
     bytes.into_iter().map(|(name, bytes)| (name.to_owned(), [vec![number(name), 1], bytes].concat())).collect()

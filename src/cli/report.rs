@@ -202,6 +202,7 @@ mod tests {
             mover: MoverStatus::default(),
             snapshots: Default::default(),
             hydration: None,
+            log_archive: None,
         };
         let moment = |at: i64| Moment {
             at: WallNs(at * 30_000_000_000),

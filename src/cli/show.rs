@@ -6,6 +6,7 @@ use crate::daemon::quantity::{rounded_bytes, show_span};
 use crate::jobs::cadence::SnapshotsStatus;
 use crate::jobs::forecaster::ForecastStatus;
 use crate::jobs::hydrate::HydrationStatus;
+use crate::jobs::log_archive::LogArchiveStatus;
 use crate::volume::{Counters, RollbackStatus, TierStatus};
 use comfy_table::{CellAlignment, Table, TableStyle};
 use std::fmt::Write;
@@ -102,6 +103,9 @@ pub(super) fn status(status: &StatusReply) -> String {
     if let Some(value) = snapshots(&status.snapshots) {
         line("snapshots", value);
     }
+    if let Some(archive) = &status.log_archive {
+        line("log archive", log_archive(archive));
+    }
     line(
         "memory",
         format!(
@@ -114,6 +118,18 @@ pub(super) fn status(status: &StatusReply) -> String {
         line(name, value);
     }
     text + &tiers(&volume.tiers)
+}
+
+/// How much of the log is kept, and what is missing.
+fn log_archive(archive: &LogArchiveStatus) -> String {
+    let mut text = format!("{} segments in {}", archive.segments, rounded_bytes(archive.bytes));
+    if archive.missed_segments > 0 {
+        text += &format!(", {} missing since the mount", archive.missed_segments);
+    }
+    if let Some(why) = &archive.failure {
+        text += &format!("; the latest: {why}");
+    }
+    text
 }
 
 /// Whether there are any, how old the latest is, and when the next one comes.

@@ -27,6 +27,7 @@ pub fn text(status: &StatusReply) -> Result<String, fmt::Error> {
     stalls(&mut registry, status);
     counters(&mut registry, status);
     hydration(&mut registry, status);
+    log_archive(&mut registry, status);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -101,6 +102,18 @@ fn hydration(registry: &mut Registry, status: &StatusReply) {
     }
 }
 
+fn log_archive(registry: &mut Registry, status: &StatusReply) {
+    let Some(archive) = &status.log_archive else { return };
+    level(
+        registry,
+        "log_archive_segments",
+        "Full segments of the log that are kept on the slowest tier",
+        archive.segments,
+    );
+    level(registry, "log_archive_bytes", "What they take", archive.bytes);
+    count(registry, "log_archive_missed_segments", "Segments that could not be kept", archive.missed_segments);
+}
+
 fn tiers(registry: &mut Registry, status: &StatusReply) {
     let of_tier = |value: fn(&crate::volume::TierStatus) -> u64| {
         let family = Family::<Labels, Level>::default();
@@ -157,6 +170,11 @@ fn mover(registry: &mut Registry, status: &StatusReply) {
         ),
         ("mover_failed_moves", "Moves that failed", mover.failed_moves),
         ("mover_fast_lane_moves", "Blocks promoted between plans", mover.fast_lane_moves),
+        (
+            "coalesced_early_blocks",
+            "Blocks coalesced because their records were read one by one",
+            mover.coalesced_early,
+        ),
         ("mover_paused_microseconds", "Time the mover waited because commits were slow", mover.paused_us),
     ] {
         count(registry, name, help, value);
@@ -344,6 +362,7 @@ mod tests {
     use super::text;
     use crate::control::protocol::{Health, StatusReply};
     use crate::jobs::cadence::SnapshotsStatus;
+    use crate::jobs::log_archive::LogArchiveStatus;
     use crate::jobs::migrate::MoverStatus;
     use crate::units::WallNs;
     use crate::volume::{Counters, LogStatus, MarkStatus, TierStatus, VolumeStatus};
@@ -382,6 +401,7 @@ mod tests {
                 ..SnapshotsStatus::default()
             },
             hydration: None,
+            log_archive: Some(LogArchiveStatus { segments: 9, ..LogArchiveStatus::default() }),
         };
         let text = text(&status).expect("encoded");
         for line in [
@@ -396,6 +416,7 @@ mod tests {
             "heatfs_marks_stall_microseconds_count 3",
             "heatfs_snapshots_taken_total 4",
             "heatfs_snapshot_bad_pages 2.0",
+            "heatfs_log_archive_segments 9.0",
             "heatfs_snapshot_last_success_timestamp_seconds 1700000000.0",
             "heatfs_build{version=\"9.9\"} 1.0",
             "# EOF",

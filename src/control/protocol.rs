@@ -8,6 +8,7 @@ use crate::jobs::cadence::SnapshotsStatus;
 use crate::jobs::events::Event;
 use crate::jobs::forecaster::ForecastStatus;
 use crate::jobs::hydrate::HydrationStatus;
+use crate::jobs::log_archive::LogArchiveStatus;
 use crate::jobs::migrate::{Explanation, HeatRange, JournalEntry, Moment, MoverStatus, WhatIf};
 use crate::policy::placement::{Reason, TierOutlook};
 use crate::repository::Retention;
@@ -93,6 +94,9 @@ pub struct StatusReply {
     /// Of a clone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hydration: Option<HydrationStatus>,
+    /// Where full segments of the log are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_archive: Option<LogArchiveStatus>,
 }
 
 impl StatusReply {
@@ -441,6 +445,7 @@ pub struct DoneReply {
 mod tests {
     use super::{ErrorReply, Health, JobReply, JobState, StatusReply, StopRequest};
     use crate::jobs::cadence::SnapshotsStatus;
+    use crate::jobs::log_archive::LogArchiveStatus;
     use crate::jobs::migrate::MoverStatus;
     use crate::volume::VolumeStatus;
 
@@ -493,6 +498,7 @@ mod tests {
             mover: MoverStatus::default(),
             snapshots: SnapshotsStatus::default(),
             hydration: None,
+            log_archive: Some(LogArchiveStatus::default()),
         };
         let value = serde_json::to_value(&status).expect("encodes");
         let back: StatusReply = serde_json::from_value(value.clone()).expect("decodes");

@@ -257,6 +257,7 @@ fn status_of(served: &Served) -> StatusReply {
         mover,
         snapshots,
         hydration: served.hydrator.as_ref().map(|hydrator| hydrator.status()),
+        log_archive: served.log_archive.as_ref().map(|archive| archive.status()),
     }
 }
 

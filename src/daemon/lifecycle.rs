@@ -17,12 +17,13 @@ use super::watchdog::Watchdog;
 use super::{Control, mountpoint, process, signals};
 use crate::error::{Error, Result};
 use crate::fuse;
-use crate::heat::{HeatSettings, Recorder};
+use crate::heat::{HeatSettings, Recorder, share_memory};
 use crate::jobs::TierPlan;
 use crate::jobs::clone::{self, CLONE_FILE, RepositorySource};
 use crate::jobs::events::What;
 use crate::jobs::forecaster::ForecasterSettings;
 use crate::jobs::hydrate::{Hydrator, HydratorSettings};
+use crate::jobs::log_archive::{LogArchive, LogArchiveSettings};
 use crate::jobs::migrate::{FileRules, Mover, MoverSettings};
 use crate::jobs::{orphans, rollback};
 use crate::namespace::Namespace;
@@ -71,6 +72,7 @@ fn serve(settings: Settings, mount_as: MountAs, start_control: StartControl) -> 
     let (volume, recovery, source) = open_volume(&settings, &places, &home)?;
     let rules = judge_paths(&settings, &volume)?;
     let mover = open_mover(&settings, &volume, &places, &id, Arc::clone(&rules))?;
+    let log_archive = open_log_archive(&settings, &volume, &places, &id);
     let namespace = Namespace::open(&home, Arc::clone(&volume), id.volume)?;
     if !recovery.was_clean {
         orphans::free(&home.join("tree"), id.volume, &volume, recovery.file_id_limit_before)?;
@@ -83,7 +85,7 @@ fn serve(settings: Settings, mount_as: MountAs, start_control: StartControl) -> 
         let how = HydratorSettings { streams, bytes_per_second, busy_share };
         Hydrator::new(Arc::clone(&volume), source, Arc::clone(&places[0].device), how)
     });
-    let served = Arc::new(Served::new(settings, volume, namespace, mover, hydrator, events_in.clone()));
+    let served = Arc::new(Served::new(settings, volume, namespace, mover, hydrator, log_archive, events_in.clone()));
     let running = Running { served, rules, mounted: Arc::new(mounted.mounted), point };
     let begun = running.begin(events_in, start_control);
     drop(patience);
@@ -214,9 +216,10 @@ fn open_mover(
     rules: Arc<FileRules>,
 ) -> Result<Arc<Mover>> {
     let placement = &settings.placement;
+    let (counters_bytes, forecast_bytes) = share_memory(placement.memory_bytes);
     let recorder = Arc::new(Recorder::new(HeatSettings {
         half_life_epochs: placement.half_life_epochs,
-        memory_bytes: placement.memory_bytes / 16 * 3,
+        memory_bytes: counters_bytes,
         ..HeatSettings::with_block_bytes(settings.block_bytes)
     }));
     volume.set_observer(Arc::clone(&recorder) as Arc<dyn volume::AccessObserver>);
@@ -239,13 +242,25 @@ fn open_mover(
             enabled: settings.forecast.enabled,
             period: settings.forecast.period,
             staging: settings.forecast.staging,
-            memory_bytes: placement.memory_bytes / 16 * 13,
+            memory_bytes: forecast_bytes,
             write_weight: recorder.settings().write_weight,
             epoch: placement.epoch,
         },
         ..MoverSettings::default()
     };
     Mover::open(Arc::clone(volume), recorder, Arc::clone(&places[0].device), *id.volume.as_bytes(), mover)
+}
+
+/// Where full segments of the log are kept: on the slowest tier.
+fn open_log_archive(
+    settings: &Settings,
+    volume: &Arc<Volume>,
+    places: &[Place],
+    id: &VolumeIdentity,
+) -> Option<Arc<LogArchive>> {
+    let how = LogArchiveSettings { bytes_max: settings.log.archive_bytes, keep: settings.log.archive_keep };
+    let slowest = places.last().filter(|_| how.bytes_max > 0)?;
+    Some(LogArchive::open(Arc::clone(volume), id.volume, Arc::clone(&slowest.device), how))
 }
 
 /// The tiers of the settings, for the engine.
@@ -342,6 +357,9 @@ impl Running {
         self.served.publish(What::Mounted { mount: self.point.display().to_string() });
         if let Some(hydrator) = &self.served.hydrator {
             hydrator.start()?;
+        }
+        if let Some(log_archive) = &self.served.log_archive {
+            log_archive.start()?;
         }
         let control = start_control(Arc::clone(&self.served))?;
         self.served.keeper.start()?;
@@ -450,6 +468,9 @@ impl Running {
         }
         self.served.mover.stop();
         self.served.namespace.close();
+        if let Some(log_archive) = &self.served.log_archive {
+            log_archive.stop();
+        }
         self.served.volume.shut_down()?;
         tracing::info!("stopped cleanly");
         Ok(())

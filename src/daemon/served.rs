@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::jobs::cadence::{Keeper, Subject};
 use crate::jobs::events::{Events, What};
 use crate::jobs::hydrate::Hydrator;
+use crate::jobs::log_archive::LogArchive;
 use crate::jobs::migrate::Mover;
 use crate::namespace::Namespace;
 use crate::units::FileId;
@@ -33,6 +34,8 @@ pub struct Served {
     pub keeper: Arc<Keeper>,
     /// Of a clone, until it is told by a new start that nothing is left in the repository.
     pub hydrator: Option<Arc<Hydrator>>,
+    /// Where full segments of the log are kept, if they are.
+    pub log_archive: Option<Arc<LogArchive>>,
     started: Instant,
     events: Sender<Event>,
     stopping: Mutex<Option<String>>,
@@ -45,6 +48,7 @@ impl Served {
         namespace: Arc<Namespace>,
         mover: Arc<Mover>,
         hydrator: Option<Arc<Hydrator>>,
+        log_archive: Option<Arc<LogArchive>>,
         events: Sender<Event>,
     ) -> Served {
         let keeper = Keeper::new(
@@ -55,7 +59,7 @@ impl Served {
             Arc::new(Events::default()),
         );
         let (started, stopping) = (monotonic_now(), Mutex::new(None));
-        Served { settings, volume, namespace, mover, keeper, hydrator, started, events, stopping }
+        Served { settings, volume, namespace, mover, keeper, hydrator, log_archive, started, events, stopping }
     }
 
     /// Tells whoever listens what happened.

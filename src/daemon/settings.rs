@@ -41,6 +41,8 @@ pub const KEYS: &[&str] = &[
     "log.size",
     "log.segment_size",
     "log.payload_cache",
+    "log.archive_size",
+    "log.archive_keep",
     "tier.name",
     "tier.path",
     "tier.budget",
@@ -136,6 +138,9 @@ pub struct LogSettings {
     pub size_bytes: u64,
     pub segment_bytes: u64,
     pub payload_cache_bytes: u64,
+    /// What full segments may take that are kept on the slowest tier; 0: none are.
+    pub archive_bytes: u64,
+    pub archive_keep: Duration,
 }
 
 impl LogSettings {
@@ -384,7 +389,17 @@ fn read_log(log: &mut Section, origin: &str) -> Result<LogSettings> {
         size_bytes: log.bytes("size", 4 * GIB, 16 * MIB..=TIB)?,
         segment_bytes: log.bytes("segment_size", 64 * MIB, MIB..=GIB)?,
         payload_cache_bytes: log.bytes("payload_cache", 16 * MIB, 0..=64 * GIB)?,
+        archive_bytes: log.bytes("archive_size", 0, 0..=1024 * TIB)?,
+        archive_keep: log.span("archive_keep", seconds(86_400), seconds(60)..=seconds(366 * 86_400))?,
     };
+    let archive_min = 4 * settings.segment_bytes;
+    if settings.archive_bytes > 0 && settings.archive_bytes < archive_min {
+        return Err(Error::Invalid(format!(
+            "{origin}: log.archive_size = \"{}\": 0, or at least 4 times log.segment_size ({}) is allowed",
+            exact_bytes(settings.archive_bytes),
+            exact_bytes(archive_min)
+        )));
+    }
     if !settings.segment_bytes.is_multiple_of(MIB) {
         return Err(Error::Invalid(format!(
             "{origin}: log.segment_size = {}: a multiple of 1MiB is allowed",
@@ -682,6 +697,8 @@ mod tests {
             ("[log]\nsize = true", &["log.size", "true", "from 16MiB"]),
             ("[log]\nsize = \"1MiB\"", &["log.size", "1MiB", "from 16MiB"]),
             ("[log]\nsize = \"128MiB\"", &["log.size", "at least 4 times"]),
+            ("[log]\narchive_size = \"255MiB\"", &["log.archive_size", "255MiB", "4 times log.segment_size (256MiB)"]),
+            ("[log]\narchive_keep = \"1s\"", &["log.archive_keep", "from 60s to"]),
             ("[log]\nsegment_size = 1048577", &["log.segment_size", "1048577", "multiple of 1MiB"]),
             ("[fuse]\nthreads = \"4\"", &["fuse.threads", "\"4\"", "from 0 to 256"]),
             ("[fuse]\nthreads = -1", &["fuse.threads", "-1"]),

@@ -5,7 +5,7 @@
 //! to be read rises as it does with plain decay.
 
 use super::chunk::{CHUNK_BLOCKS, CHUNK_BLOCKS_U64};
-use super::forecast::Half;
+use super::forecast::{Coarse, Half};
 use super::recorder::Recorder;
 use crate::units::{BlockNo, FileId};
 use std::collections::HashMap;
@@ -13,57 +13,72 @@ use std::collections::HashMap;
 /// Blocks of one entry: a shard of the forecast.
 pub(super) const SHARD_BLOCKS: usize = 64;
 const SHARD_BLOCKS_U64: u64 = 64;
+/// Half a step of a [`Coarse`] number.
+const OWN_ERROR: f32 = 0.026;
 
-#[derive(Clone, Copy, Debug, Default)]
+/// Of each block of a shard.
+#[derive(Debug)]
 struct Expected {
     /// Accesses in the next epoch.
-    heat: Half,
+    heat: [Half; SHARD_BLOCKS],
     /// Accesses per epoch by the block's own past when this was expected.
-    own: Half,
+    own: [Coarse; SHARD_BLOCKS],
 }
 
 /// File and number of a shard.
 type ShardKey = (FileId, u64);
-type ShardExpected = Box<[Expected; SHARD_BLOCKS]>;
 
-/// 256 bytes for each shard with a score.
+impl Expected {
+    /// The heat of a block of which its own past says this much now.
+    fn heat(&self, place: usize, own: f32) -> Option<f32> {
+        let (heat, then) = (self.heat.get(place)?.get(), self.own.get(place)?.get());
+        // What was seen then is known to some percent only: so much more is nothing new.
+        let more = own - then * (1.0 + OWN_ERROR);
+        Some(heat + more.max(0.0))
+    }
+}
+
+/// 192 bytes for each shard with a score.
 #[derive(Debug, Default)]
 pub(super) struct Expectations {
-    shards: HashMap<ShardKey, ShardExpected>,
+    shards: HashMap<ShardKey, Box<Expected>>,
 }
 
 impl Expectations {
     /// Of a shard's blocks the first is expected by itself; `own` is the past of its chunk, in accesses per epoch.
-    fn begin(key: ShardKey, own: Option<[f32; CHUNK_BLOCKS]>) -> ShardExpected {
-        let mut shard = Box::new([Expected::default(); SHARD_BLOCKS]);
+    fn begin(key: ShardKey, own: Option<[f32; CHUNK_BLOCKS]>) -> Box<Expected> {
+        let mut shard =
+            Box::new(Expected { heat: [Half::default(); SHARD_BLOCKS], own: [Coarse::default(); SHARD_BLOCKS] });
         if let Some(past) = own {
             let first = key.1.saturating_mul(SHARD_BLOCKS_U64);
             let skip = usize::try_from(first % CHUNK_BLOCKS_U64).unwrap_or(0);
-            for (one, own) in shard.iter_mut().zip(past.iter().skip(skip)) {
-                one.own = Half::new(*own);
+            for (known, own) in shard.own.iter_mut().zip(past.iter().skip(skip)) {
+                *known = Coarse::new(*own);
             }
         }
         shard
     }
 
     pub(super) fn memory_bytes(&self) -> u64 {
-        let each = size_of::<[Expected; SHARD_BLOCKS]>() + size_of::<ShardKey>() + 2 * size_of::<usize>();
+        let each = size_of::<Expected>() + size_of::<ShardKey>() + 2 * size_of::<usize>();
         u64::try_from(self.shards.len() * each).unwrap_or(u64::MAX)
     }
 
     /// What is expected of one block; None where nothing was.
     pub(super) fn of(&self, file: FileId, block: BlockNo) -> Option<f32> {
-        self.find(file, block).map(|one| one.heat.get())
+        let (shard, place) = self.find(file, block)?;
+        shard.heat.get(place).map(|heat| heat.get())
     }
 
     /// A block's heat, from what its own past says at this moment.
     pub(super) fn heat(&self, file: FileId, block: BlockNo, own: f32) -> f32 {
-        self.find(file, block).map_or(own, |one| one.heat.get() + (own - one.own.get()).max(0.0))
+        self.find(file, block).and_then(|(shard, place)| shard.heat(place, own)).unwrap_or(own)
     }
 
-    fn find(&self, file: FileId, block: BlockNo) -> Option<&Expected> {
+    /// A block's shard, and its place there.
+    fn find(&self, file: FileId, block: BlockNo) -> Option<(&Expected, usize)> {
         let shard = self.shards.get(&(file, block.0 / SHARD_BLOCKS_U64))?;
-        shard.get(usize::try_from(block.0 % SHARD_BLOCKS_U64).unwrap_or(0))
+        Some((shard, usize::try_from(block.0 % SHARD_BLOCKS_U64).unwrap_or(0)))
     }
 
     /// Replaces what the own past of a chunk's blocks says by their heat.
@@ -71,8 +86,8 @@ impl Expectations {
         let first = chunk.saturating_mul(CHUNK_BLOCKS_U64) / SHARD_BLOCKS_U64;
         for (number, heats) in (first..).zip(past.chunks_mut(SHARD_BLOCKS)) {
             let Some(shard) = self.shards.get(&(file, number)) else { continue };
-            for (heat, one) in heats.iter_mut().zip(shard.iter()) {
-                *heat = one.heat.get() + (*heat - one.own.get()).max(0.0);
+            for (place, heat) in heats.iter_mut().enumerate() {
+                *heat = shard.heat(place, *heat).unwrap_or(*heat);
             }
         }
     }
@@ -88,7 +103,7 @@ impl Expectations {
 pub struct Expecting<'a> {
     recorder: &'a Recorder,
     expectations: Expectations,
-    latest: Option<(ShardKey, ShardExpected)>,
+    latest: Option<(ShardKey, Box<Expected>)>,
 }
 
 impl<'a> Expecting<'a> {
@@ -105,8 +120,8 @@ impl<'a> Expecting<'a> {
             self.latest = Some((key, Expectations::begin(key, own)));
         }
         let place = usize::try_from(block.0 % SHARD_BLOCKS_U64).unwrap_or(0);
-        if let Some(one) = self.latest.as_mut().and_then(|(_, shard)| shard.get_mut(place)) {
-            one.heat = Half::new(heat);
+        if let Some(known) = self.latest.as_mut().and_then(|(_, shard)| shard.heat.get_mut(place)) {
+            *known = Half::new(heat);
         }
     }
 

@@ -29,6 +29,13 @@ pub use expected::Expecting;
 pub use feed::Event;
 pub use file::HEAT_FILE;
 pub use maintenance::maintaining;
-pub use recorder::{Evidence, FileHeat, HeatSettings, Recorder, RecorderStatus, SlowMiss};
+pub use recorder::{Evidence, FileHeat, Fragmented, HeatSettings, Recorder, RecorderStatus, SlowMiss};
 pub use streams::Streams;
 pub use trace::{TakenTrace, TraceRecord, TracedOperation};
+
+/// Shares out the memory for heat, in bytes: what the recorder's counters may take, and what the forecast may. Of 128 MiB for a TiB the counters of a tenth of
+/// its blocks fit the first part, their records and everybody's shards the second.
+pub fn share_memory(bytes: u64) -> (u64, u64) {
+    let counters = bytes / 32 * 5;
+    (counters, bytes - counters)
+}

@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// Missed blocks waiting to be looked at; more are left to the next plan.
 const MISSES_QUEUED: usize = 4096;
+/// Fragmented blocks waiting to be looked at; others are met again.
+const FRAGMENTED_QUEUED: usize = 1024;
 /// What is known of a file beyond its blocks takes at most this share of all memory, and so much per file, in a table that is half empty after it has grown.
 const FILES_ONE_IN: u64 = 4;
 const FILE_COST_BYTES: u64 = 2 * (size_of::<FileState>() as u64 + 9);
@@ -55,6 +57,14 @@ pub struct SlowMiss {
     pub file: FileId,
     pub block: BlockNo,
     pub tier: TierId,
+}
+
+/// A block of which a read has met so many records one by one in the log.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fragmented {
+    pub file: FileId,
+    pub block: BlockNo,
+    pub records: u16,
 }
 
 /// What is known of a file as a whole, as of the last roll.
@@ -130,6 +140,8 @@ pub struct Recorder {
     misses_from_tier: AtomicU8,
     misses_out: Sender<SlowMiss>,
     misses_in: Receiver<SlowMiss>,
+    fragmented_out: Sender<Fragmented>,
+    fragmented_in: Receiver<Fragmented>,
     feed: Feed,
     tracer: Tracer,
     expected: RwLock<Option<Arc<Expectations>>>,
@@ -143,6 +155,7 @@ pub struct Recorder {
 impl Recorder {
     pub fn new(settings: HeatSettings) -> Recorder {
         let (misses_out, misses_in) = bounded(MISSES_QUEUED);
+        let (fragmented_out, fragmented_in) = bounded(FRAGMENTED_QUEUED);
         Recorder {
             chunks: ChunkTable::new(
                 settings.write_weight,
@@ -157,6 +170,8 @@ impl Recorder {
             misses_from_tier: AtomicU8::new(u8::MAX),
             misses_out,
             misses_in,
+            fragmented_out,
+            fragmented_in,
             feed: Feed::new(),
             tracer: Tracer::new(),
             expected: RwLock::default(),
@@ -180,6 +195,11 @@ impl Recorder {
     /// The queue of misses.
     pub fn misses(&self) -> Receiver<SlowMiss> {
         self.misses_in.clone()
+    }
+
+    /// Takes the fragmented blocks that were met since the last time; a bounded number.
+    pub fn fragmented(&self) -> impl Iterator<Item = Fragmented> + '_ {
+        self.fragmented_in.try_iter().take(FRAGMENTED_QUEUED)
     }
 
     /// Begins to record a trace of at most so many records. `Busy` while another one is recorded.
@@ -394,7 +414,9 @@ impl Recorder {
             chunks_evicted: self.chunks.shed(),
             feed_dropped: self.feed.dropped(),
             expected_bytes: self.expected().map_or(0, |expected| expected.memory_bytes()),
-            queues_bytes: Feed::BYTES + MISSES_QUEUED as u64 * (size_of::<SlowMiss>() as u64 + 8),
+            queues_bytes: Feed::BYTES
+                + MISSES_QUEUED as u64 * (size_of::<SlowMiss>() as u64 + 8)
+                + FRAGMENTED_QUEUED as u64 * (size_of::<Fragmented>() as u64 + 8),
         }
     }
 
@@ -470,6 +492,13 @@ impl AccessObserver for Recorder {
 
     fn on_read(&self, file: FileId, offset: u64, len: u64) {
         self.tracer.note(TracedOperation::Read, file, offset, len);
+    }
+
+    fn on_fragments(&self, file: FileId, block: BlockNo, records: u16) {
+        if !is_maintaining() {
+            // One that finds the queue full is met again.
+            let _ = self.fragmented_out.try_send(Fragmented { file, block, records });
+        }
     }
 
     fn on_sync(&self, file: FileId) {

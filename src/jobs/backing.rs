@@ -1,6 +1,7 @@
 //! The tiers of a volume as a job sees them: directories on real filesystems, opened once.
 
 use super::anchor::Anchor;
+use super::log_archive::ARCHIVE_DIR;
 use super::mounts::Mounts;
 use super::survey::read_dir;
 use crate::device::real::{Capabilities, RealDevice};
@@ -330,6 +331,11 @@ pub(super) fn remove_engine_files(fastest: &Path) -> Result<()> {
     remove_tree(&fastest.join("log"))?;
     remove_tree(&fastest.join("staging"))?;
     VOLUME_FILES.iter().try_for_each(|name| remove_file(&fastest.join(name)))
+}
+
+/// Removes archived segments of the log from a tier.
+pub(super) fn remove_log_archive(tier: &Path) -> Result<()> {
+    remove_tree(&tier.join(ARCHIVE_DIR))
 }
 
 /// Removes the directories of objects from a tier. Errors: `Busy` if there still are objects in them.

@@ -5,6 +5,7 @@
 use super::attributes::read_mark;
 use super::backing::{Backing, TierPlan};
 use super::home::identify;
+use super::log_archive;
 use super::migrate::pins;
 use crate::device::{Device, OpenMode};
 use crate::error::{Error, Result};
@@ -22,7 +23,8 @@ use std::fs;
 use std::sync::Arc;
 
 /// What can be dumped: for the command's help and for the error that names the choices.
-pub const TARGETS: &str = "identity, state, files, file:PATH or file:ID, home:PATH, log, log:SEGMENT, pins, heat";
+pub const TARGETS: &str = "identity, state, files, file:PATH or file:ID, home:PATH, log, log:SEGMENT, pins, heat, \
+     log-archive, log-archive:SEQUENCE";
 
 /// Dumps one object. Errors: `Invalid` for a target that does not exist, naming the [`TARGETS`]; `Busy`; `Corrupt`.
 pub fn dump(tiers: &[TierPlan], what: &str) -> Result<Value> {
@@ -46,6 +48,11 @@ fn dump_of(backing: &Backing, what: &str) -> Result<Value> {
         ("log", Some(segment)) => {
             let number = segment.parse().map_err(|_| Error::Invalid(format!("`{segment}` is no segment number")))?;
             segment_dump(&backing.places[0].device, number, true)
+        }
+        ("log-archive", None) => log_archive(backing),
+        ("log-archive", Some(segment)) => {
+            let number = segment.parse().map_err(|_| Error::Invalid(format!("`{segment}` is no sequence number")))?;
+            archived_dump(backing, number)
         }
         ("pins", None) => {
             let pins = pins::load(backing.places[0].device.as_ref())?;
@@ -162,18 +169,64 @@ fn log(backing: &Backing) -> Result<Value> {
     numbers.map(|number| segment_dump(device, number, false)).collect()
 }
 
-/// One segment: the groups from its beginning up to the first page that is none. What follows may be older than these, or never written.
+/// The archived segments of every tier, oldest first; only that of the slowest grows.
+fn log_archive(backing: &Backing) -> Result<Value> {
+    let mut found = Vec::new();
+    for place in &backing.places {
+        for segment_seq in log_archive::segments(&*place.device)? {
+            let mut value = json!({"tier": place.name, "segment_seq": segment_seq});
+            match log_archive::read_head(&*place.device, segment_seq) {
+                Ok(head) => {
+                    value["volume"] = json!(head.volume);
+                    value["archived_ns"] = json!(head.wall.0);
+                    value["packed_bytes"] = json!(head.packed_bytes);
+                    value["segment_bytes"] = json!(head.segment_bytes);
+                }
+                Err(error) => value["error"] = json!(backing.named(error).to_string()),
+            }
+            found.push(value);
+        }
+    }
+    Ok(Value::Array(found))
+}
+
+fn archived_dump(backing: &Backing, segment_seq: u64) -> Result<Value> {
+    for place in &backing.places {
+        if log_archive::segments(&*place.device)?.contains(&segment_seq) {
+            let segment = log_archive::unpack(&*place.device, segment_seq)?;
+            let mut value = groups_dump(segment.len() as u64, true, &mut |page, at| {
+                let at = usize::try_from(at).unwrap_or(usize::MAX);
+                page.copy_from_slice(segment.get(at..at.saturating_add(PAGE)).unwrap_or(&[0; PAGE]));
+                Ok(())
+            })?;
+            value["tier"] = json!(place.name);
+            return Ok(value);
+        }
+    }
+    Err(Error::NotFound(format!("segment {segment_seq} is not in the archive; `log-archive` lists those that are")))
+}
+
+/// One segment of the log itself.
 fn segment_dump(device: &Arc<dyn Device>, number: u32, in_full: bool) -> Result<Value> {
     let name = format!("log/{number:05}.seg");
     let io = |action, e| Error::io(action, format!("{}/{name}", device.path()), e);
     let file = device.open(&name, OpenMode::default()).map_err(|e| io("open", e))?;
     let bytes = file.len().map_err(|e| io("stat", e))?;
+    let mut value =
+        groups_dump(bytes, in_full, &mut |page, at| file.read_at(page, at).map(|_| ()).map_err(|e| io("read", e)))?;
+    value["path"] = json!(name);
+    Ok(value)
+}
+
+/// The groups from a segment's beginning up to the first page that is none. What follows may be older than these, or never written. `read` fills a page from
+/// an offset.
+fn groups_dump(bytes: u64, in_full: bool, read: &mut dyn FnMut(&mut [u8], u64) -> Result<()>) -> Result<Value> {
     let mut page = vec![0; PAGE];
     let (mut at, mut groups, mut records) = (0, Vec::new(), 0);
     let mut ended_by = "end of the segment".to_owned();
     let mut segment_seq = None;
     while at + PAGE as u64 <= bytes {
-        file.read_at(&mut page, at).map_err(|e| io("read", e))?;
+        read(&mut page, at)?;
         let (header, checksum) = match GroupHeader::decode(&page) {
             Ok(group) => group,
             Err(malformed) => {
@@ -191,13 +244,12 @@ fn segment_dump(device: &Arc<dyn Device>, number: u32, in_full: bool) -> Result<
     }
     let mut summary = None;
     if let Some(last) = bytes.checked_sub(PAGE as u64) {
-        file.read_at(&mut page, last).map_err(|e| io("read", e))?;
+        read(&mut page, last)?;
         summary = Trailer::decode(&page).ok().map(|trailer| {
             json!({"segment_seq": trailer.segment_seq, "body_bytes": trailer.body_bytes, "groups_end": trailer.groups_end})
         });
     }
     let mut value = json!({
-        "path": name,
         "bytes": bytes,
         "segment_seq": segment_seq,
         "groups": groups.len(),

@@ -6,6 +6,7 @@
 //! anybody's read or write. Whatever the engine refuses (a block written meanwhile, no room) is simply decided anew later.
 
 mod compact;
+mod early;
 mod execute;
 mod history;
 mod insight;
@@ -34,7 +35,7 @@ use crate::heat::Recorder;
 use crate::jobs::forecaster::{Forecaster, ForecasterSettings, LOOK_EVERY};
 use crate::jobs::pace::{Backoff, TokenBucket};
 use crate::policy::HeatRanks;
-use crate::policy::coalescing::Watch;
+use crate::policy::coalescing::{BlockThresholds, Watch};
 use crate::policy::placement::{
     BlockRun, Blocks, Decision, Pin, PlacementSettings, PlacementState, Plan, TierOutlook, TierState, part_of, plan,
 };
@@ -141,6 +142,7 @@ struct Tally {
     failed: u64,
     fast_lane: u64,
     staged: u64,
+    coalesced_early: u64,
     paused_us: u64,
 }
 
@@ -164,6 +166,7 @@ pub struct Mover {
     backoff: Mutex<(Backoff, Instant, bool)>,
     rolled_at: Mutex<Instant>,
     log_watch: Mutex<Watch>,
+    thresholds: Mutex<BlockThresholds>,
     opened_at: Instant,
     /// Dropped to stop the threads.
     stop: Mutex<Option<Sender<()>>>,
@@ -226,6 +229,7 @@ impl Mover {
             backoff: Mutex::new((Backoff::default(), now, false)),
             rolled_at: Mutex::new(now),
             log_watch: Mutex::default(),
+            thresholds: Mutex::default(),
             opened_at: now,
             stop: Mutex::new(Some(stop)),
             stopping,
@@ -247,6 +251,7 @@ impl Mover {
         self.spawn("heatfs-forecast", move || {
             while !forecast.sleep(LOOK_EVERY) {
                 forecast.watch_log();
+                forecast.coalesce_read_blocks();
                 forecast.forecaster.look();
             }
         })

@@ -1,5 +1,5 @@
 //! Long jobs, where a decision meets an effect: adopting a directory, giving it back, migrating blocks, checking and dumping what is on disk,
-//! replaying traces and predicting for other programs, taking snapshots, keeping them and going back to them.
+//! replaying traces and predicting for other programs, keeping full segments of the log, taking snapshots, keeping them and going back to them.
 //!
 //! Adoption and release may be cut off anywhere and be run again; they go on where they stopped. The volume's phase in tier 0's identity
 //! says where that is.
@@ -18,6 +18,7 @@ pub mod forecaster;
 mod home;
 pub mod hooks;
 pub mod hydrate;
+pub mod log_archive;
 mod manifest;
 pub mod mend;
 pub mod migrate;

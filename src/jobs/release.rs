@@ -13,7 +13,9 @@ mod gather;
 mod plain;
 
 use super::anchor::Spot;
-use super::backing::{Backing, TierPlan, exists, make_private_dir, remove_engine_files, remove_tree, rename_durably};
+use super::backing::{
+    Backing, TierPlan, exists, make_private_dir, remove_engine_files, remove_log_archive, remove_tree, rename_durably,
+};
 use super::clone::{self, CloneNote};
 use super::mounts::Mounts;
 use super::protect;
@@ -267,6 +269,7 @@ impl Release<'_> {
         for tier in self.backing.ids() {
             watch.step("remove objects")?;
             remove_tree(&self.backing.path(tier).join("objects"))?;
+            remove_log_archive(self.backing.path(tier))?;
         }
         watch.step("remove home")?;
         remove_tree(&self.backing.home())?;

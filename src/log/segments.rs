@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::ondisk::summary::Trailer;
 use crate::sync::atomic::Ordering;
 use crate::units::{PAGE, PAGE_BYTES};
+use std::ops::Range;
 use std::sync::Arc;
 
 pub(super) fn slot_path(slot: u32) -> String {
@@ -138,6 +139,23 @@ impl Log {
         state.tail_segment_seq = state.tail_segment_seq.max(segment_seq.min(state.next_segment_seq));
         drop(state);
         self.room.notify_all();
+    }
+
+    /// Segments that are full, durable and still in use, oldest first.
+    pub fn sealed_segments(&self) -> Range<u64> {
+        let durable = self.geometry.segment_of(self.durable_address());
+        let state = self.state.lock();
+        let head = state.head.map_or(state.next_segment_seq, |(seq, _)| seq);
+        state.tail_segment_seq..head.min(durable).max(state.tail_segment_seq)
+    }
+
+    /// Reads from a segment's slot. False when that may have been used again meanwhile.
+    pub fn read_sealed(&self, segment_seq: u64, offset: u64, buf: &mut AlignedBuf) -> Result<bool> {
+        let slot = self.geometry.slot(segment_seq);
+        let (Some(file), Some(path)) = (self.slots.get(slot), self.slot_paths.get(slot)) else { return Ok(false) };
+        let read = file.read_at(buf, offset).map_err(|e| Error::io("read", path, e))?;
+        let state = self.state.lock();
+        Ok(read == buf.len() && (state.tail_segment_seq..state.next_segment_seq).contains(&segment_seq))
     }
 
     /// (oldest segment in use, segments in use).

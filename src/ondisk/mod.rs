@@ -1,6 +1,7 @@
 //! Every format that heatfs writes, one file each: byte tables, encoders, decoders that answer corrupt bytes with an
 //! error or an equal value and never panic, golden bytes. All integers are little-endian; `usize` is never written.
 
+pub mod archived;
 pub mod bytes;
 pub mod changes;
 pub mod file_id;

@@ -1,10 +1,15 @@
-//! From which fill of the log on records go to their blocks although those are still being written.
+//! When records go to their blocks although those are still being written: from which fill of the log on, and from which cost to readers.
 //!
 //! Waiting pays: what is overwritten in the log is never written a second time. But a log that is full makes writers wait, and draining it takes time. So the
 //! threshold of the settings holds while the log would not run full within [`LEAD`] at the rate of the last seconds; a burst lowers it by as much as would
 //! be missing, so that draining begins while there is still room, and the threshold rises again as the burst passes.
+//!
+//! A block whose records are read one by one, where one read would do, has a threshold of its own ([`BlockThresholds`]): low when many reads are expected of it, high when
+//! writes are, since its records will soon be dead.
 
+use crate::units::{BlockNo, FileId};
 use crate::volume::LogLoad;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// How far ahead the log's fill is foreseen: what draining a quarter of a log takes on a slow disk.
@@ -49,6 +54,59 @@ impl Watch {
     }
 }
 
+/// What writing a block costs beyond reading its records once more, in device reads.
+const WRITE_COST_READS: f32 = 4.0;
+/// Blocks whose readers' costs are added up at once; beyond that it begins anew.
+const BLOCKS_MAX: usize = 4096;
+
+/// What is known of a block.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// Accesses that are expected in the next epoch.
+    pub expected: f32,
+    /// What was counted lately: reads of its place, and writes.
+    pub reads: u16,
+    pub writes: u16,
+}
+
+/// What a block's records have cost its readers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Paid {
+    /// Records that were read one by one.
+    records: f32,
+    /// By so many reads.
+    reads: f32,
+}
+
+/// Adds up what blocks' records cost their readers; see the module's head.
+#[derive(Debug, Default)]
+pub struct BlockThresholds {
+    paid: HashMap<(FileId, BlockNo), Paid>,
+}
+
+impl BlockThresholds {
+    /// A read has met so many records of a block one by one. True when they cost readers more than coalescing them would: what was paid so far and what is
+    /// expected to be. The block is forgotten then.
+    pub fn is_reached(&mut self, block: (FileId, BlockNo), records: u16, seen: Seen) -> bool {
+        let mut paid = self.paid.remove(&block).unwrap_or_default();
+        paid.records += f32::from(records);
+        paid.reads += 1.0;
+        // Half of what comes is writes as long as nothing was seen.
+        let (reads, writes) = (f32::from(seen.reads) + paid.reads, f32::from(seen.writes));
+        let write_share = (writes + 1.0) / (reads + writes + 2.0);
+        let expected = seen.expected.max(0.0);
+        let threshold = (f32::from(records) + WRITE_COST_READS) * (1.0 + expected * write_share);
+        if paid.records + f32::from(records) * expected * (1.0 - write_share) >= threshold {
+            return true;
+        }
+        if self.paid.len() >= BLOCKS_MAX {
+            self.paid.clear();
+        }
+        self.paid.insert(block, paid);
+        false
+    }
+}
+
 #[allow(clippy::cast_precision_loss)]
 fn count_f64(count: u64) -> f64 {
     count as f64
@@ -59,6 +117,33 @@ mod tests {
     use super::*;
 
     const SIZE: u64 = 1 << 30;
+
+    /// Reads of eight records each until a block's threshold is reached; None: not within a thousand.
+    fn reads_until(expected: f32, reads: u16, writes: u16) -> Option<u32> {
+        let mut thresholds = BlockThresholds::default();
+        (1..1000).find(|_| thresholds.is_reached((FileId(1), BlockNo(2)), 8, Seen { expected, reads, writes }))
+    }
+
+    #[test]
+    fn a_block_that_will_be_read_is_coalesced_at_once_and_one_that_will_be_written_waits() {
+        assert_eq!(reads_until(0.0, 0, 0), Some(2), "a scan that comes again pays");
+        assert_eq!(reads_until(4.0, 9, 0), Some(1));
+        let written = reads_until(4.0, 0, 9).expect("readers have paid at last");
+        assert!(written > 3, "{written}");
+        assert!(reads_until(100.0, 0, 1000).expect("reads are seen") > 50, "its records die before anybody has paid");
+        assert_eq!(reads_until(f32::NAN, 0, 0), Some(2), "nonsense is no expectation");
+    }
+
+    #[test]
+    fn thresholds_of_countless_blocks_take_bounded_memory() {
+        let mut thresholds = BlockThresholds::default();
+        for block in 0..100_000 {
+            assert!(!thresholds.is_reached((FileId(1), BlockNo(block)), 3, Seen::default()));
+            assert!(thresholds.paid.len() <= BLOCKS_MAX);
+        }
+        let read = Seen { expected: 9.0, reads: 9, writes: 0 };
+        assert!(thresholds.is_reached((FileId(1), BlockNo(0)), 3, read));
+    }
 
     fn load(fill: f64, size_bytes: u64, written_bytes: u64) -> LogLoad {
         LogLoad { fill, size_bytes, written_bytes, coalesce_at_fill: 0.5 }

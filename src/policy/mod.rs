@@ -1,7 +1,7 @@
 //! What to place where and when: pure functions from state to decisions with reasons. No clock, no I/O, no data path.
 //!
 //! [`placement`] plans moves of blocks by heat; [`gate`] decides whose prediction of heat is believed and how much of the fast tier stages recent
-//! misses ([`staging`]); [`yielding`] how hard background work may go; [`coalescing`] when records must leave the log; [`cadence`] when the next snapshot is due; [`ranked`] is the hottest blocks within a budget, which both the gate's shadows and the replay of traces are made of.
+//! misses ([`staging`]); [`yielding`] how hard background work may go; [`coalescing`] when records leave the log; [`cadence`] when the next snapshot is due; [`ranked`] is the hottest blocks within a budget, which both the gate's shadows and the replay of traces are made of.
 
 pub mod cadence;
 pub mod coalescing;

@@ -235,10 +235,10 @@ impl Volume {
     pub fn read(&self, file: &Arc<File>, offset: u64, buf: &mut [u8], wait: Wait) -> Result<usize> {
         let reading = self.readers.enter();
         let mut attempts = 0;
-        let len = loop {
+        let (len, pieces) = loop {
             let (len, pieces) = self.plan_read(file, offset, buf.len());
             match self.read_pieces(file, offset, buf, &pieces, wait) {
-                Ok(()) => break len,
+                Ok(()) => break (len, pieces),
                 // Moved away from what cannot be read, or written over.
                 Err(Error::Io { .. })
                     if attempts < REPLANS_MAX && self.plan_read(file, offset, buf.len()).1 != pieces =>
@@ -249,6 +249,7 @@ impl Volume {
             }
         };
         drop(reading);
+        self.note_fragments(file, &pieces);
         self.note_read(file.id(), offset, len);
         Ok(len)
     }

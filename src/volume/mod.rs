@@ -35,6 +35,7 @@ mod claims;
 mod coalesce;
 mod direct;
 mod file;
+mod fragments;
 mod inspect;
 mod io;
 mod layers;
@@ -50,6 +51,7 @@ mod reserve;
 mod resize;
 mod resume;
 mod rollback;
+mod sealed;
 mod source;
 mod space;
 mod staging;
@@ -162,6 +164,8 @@ pub trait AccessObserver: Send + Sync {
     fn on_file_gone(&self, file: FileId);
     /// A user read, wherever the bytes came from.
     fn on_read(&self, _file: FileId, _offset: u64, _len: u64) {}
+    /// A user read met so many records of a block one by one in the log.
+    fn on_fragments(&self, _file: FileId, _block: BlockNo, _records: u16) {}
     fn on_sync(&self, _file: FileId) {}
     /// A user set the size.
     fn on_size(&self, _file: FileId, _size_bytes: u64) {}

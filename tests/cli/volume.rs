@@ -506,3 +506,31 @@ fn content_without_a_name_goes_after_a_crash_unless_an_identity_is_in_doubt() {
     assert_eq!((&left["findings"], &left["files"]), (&serde_json::json!([]), &2.into()));
     assert_eq!(read(&bench.data().join("base/1/table")), pattern(3_000_001));
 }
+
+/// What was written lies in the archive when the volume has stopped, its head too, and can be looked at; release leaves nothing of it.
+#[test]
+fn the_log_is_kept_for_who_asks_later() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.adopt();
+    let segment = u64::from(u32::try_from(fs::metadata(bench.path("nvme/log/00000.seg")).unwrap().len()).unwrap());
+    bench.start_with(&[("HEATFS__LOG__ARCHIVE_SIZE", "1GiB")]);
+    fs::write(bench.data().join("much"), pattern(usize::try_from(segment).unwrap() + 100_000)).unwrap();
+    fs::File::open(bench.data().join("much")).unwrap().sync_all().unwrap();
+    assert!(
+        wait_until(60, || bench.json(&["status"])["log_archive"]["segments"] == 1),
+        "{}",
+        bench.json(&["status"])["log_archive"]
+    );
+    assert!(bench.ok(&["status"]).contains("log archive"), "{}", bench.ok(&["status"]));
+    bench.ok(&["stop"]);
+    assert_eq!(bench.ended(60), Some(0));
+    let kept = bench.json(&["dump", "log-archive"]);
+    assert_eq!((kept.as_array().unwrap().len(), &kept[0]["tier"]), (2, &"hdd".into()), "{kept}");
+    let first = bench.json(&["dump", &format!("log-archive:{}", kept[0]["segment_seq"])]);
+    assert!(first["records"].as_u64().unwrap() > 0, "{first}");
+    assert_eq!(first["group_headers"][0]["records"][0]["kind"], "data", "{first}");
+    let line = complaint(&bench.heatfs(&["dump", "log-archive:4711"]).output().unwrap(), 1);
+    assert!(line.contains("4711") && line.contains("not in the archive"), "{line}");
+    bench.ok(&["release"]);
+    assert_eq!(fs::read_dir(bench.path("hdd")).unwrap().count(), 0, "the tier is empty after a release");
+}

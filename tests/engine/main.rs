@@ -8,6 +8,7 @@ mod damage;
 mod descriptors;
 mod direct;
 mod faults;
+mod fragments;
 mod harness;
 mod leaving;
 mod many;

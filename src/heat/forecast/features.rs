@@ -117,7 +117,7 @@ fn features_of(
     let record = shard.records.get(index)?;
     let season = |at: usize| {
         let bin = around.moment.bins.and_then(|bins| bins.get(at).copied())?;
-        shard.seasons.as_ref()?.get(index)?.get(bin).map(|known| known.get())
+        shard.seasons.as_ref()?.get(index).map(|known| known.get(bin))
     };
     let (next, second) = (season(0).unwrap_or(0.0), season(1).unwrap_or(0.0));
     let left = mean(&window[REACH - NEAR..REACH]);

@@ -1,10 +1,12 @@
 //! The blocks' records, by file and by shard of 64 neighbouring blocks: 4 MiB of 64 KiB blocks.
 //!
 //! A shard is fine, with a record for each block, as long as memory allows. When it does not, the coldest fine shards are merged into one record
-//! each, a fiftieth of the memory; a merged shard splits again when it is hotter than the typical fine one by [`SPLIT_MARGIN`], and a shard that has just been split
+//! each, a hundredth of the memory; a merged shard splits again when it is hotter than the typical fine one by [`SPLIT_MARGIN`], and a shard that has just been split
 //! or merged stays so for [`REST_EPOCHS`]. Merged shards beyond their own limit are forgotten, coldest first.
 
-use super::record::{BlockRecord, Coarse, DECAYS, SEASON_BINS, Season};
+use super::MERGED_COST_BYTES;
+use super::merged::{Merged, MergedShards};
+use super::record::{BlockRecord, DECAYS, Season};
 use crate::units::{BlockNo, FileId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,9 +17,11 @@ const SHARD_BLOCKS_U16: u16 = 64;
 /// How much hotter than the middle of the fine shards a merged one must be to split when memory is short.
 const SPLIT_MARGIN: f32 = 1.25;
 /// Epochs that a shard stays as it is after it was split or merged.
-const REST_EPOCHS: u8 = 8;
+pub(super) const REST_EPOCHS: u8 = 8;
 /// Merged shards for each fine one that memory is for: with a tenth of a volume fine, all the rest fits, and some.
 pub(super) const MERGED_PER_FINE: usize = 10;
+/// Merged shards far from others take more than their share: so much in all.
+const FAR_BYTES: usize = 64 << 10;
 /// Blocks that one access may touch: whatever is larger is cut. No kernel sends a request of 64 MiB, but a trace may claim one.
 const ACCESS_BLOCKS_MAX: u64 = 1024;
 
@@ -92,20 +96,6 @@ pub(super) struct Shard {
     rests: u8,
 }
 
-/// A shard of which only the whole is known: its record is that of all its blocks together.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Merged {
-    pub(super) record: BlockRecord,
-    /// Epochs for which it is not split.
-    rests: u8,
-}
-
-impl Merged {
-    pub(super) fn of(record: BlockRecord) -> Merged {
-        Merged { record, rests: 0 }
-    }
-}
-
 impl Shard {
     pub(super) fn new() -> Box<Shard> {
         Box::new(Shard { records: [BlockRecord::default(); SHARD_BLOCKS], seasons: None, rests: 0 })
@@ -122,7 +112,7 @@ impl Shard {
     fn merge(&self) -> Merged {
         let mut record = BlockRecord::default();
         self.records.iter().for_each(|one| record.absorb(one));
-        Merged { record, rests: REST_EPOCHS }
+        Merged::resting(record)
     }
 
     /// What was seen of each block in a part of the cycle is drawn towards this epoch's count, by `weight`.
@@ -130,17 +120,15 @@ impl Shard {
         if self.seasons.is_none() && self.records.iter().all(|record| record.accesses() == 0.0) {
             return;
         }
-        let seasons = self.seasons.get_or_insert_with(|| Box::new([[Coarse::default(); SEASON_BINS]; SHARD_BLOCKS]));
+        let seasons = self.seasons.get_or_insert_with(|| Box::new([Season::default(); SHARD_BLOCKS]));
         for (season, record) in seasons.iter_mut().zip(&self.records) {
-            if let Some(known) = season.get_mut(bin) {
-                *known = Coarse::new((1.0 - weight) * known.get() + weight * record.accesses());
-            }
+            season.set(bin, (1.0 - weight) * season.get(bin) + weight * record.accesses());
         }
     }
 
     pub(super) fn is_cold(&self) -> bool {
         let out_of_season = |seasons: &[Season; SHARD_BLOCKS]| {
-            seasons.iter().all(|season| season.iter().all(|known| known.get() < 0.05))
+            seasons.iter().all(|season| season.all().iter().all(|known| *known < 0.05))
         };
         self.records.iter().all(BlockRecord::is_cold) && self.seasons.as_deref().is_none_or(out_of_season)
     }
@@ -162,7 +150,7 @@ pub(super) struct FileHistory {
     /// The last block that was ever touched.
     pub(super) tail: u64,
     pub(super) shards: BTreeMap<u64, Box<Shard>>,
-    pub(super) merged: BTreeMap<u64, Merged>,
+    pub(super) merged: MergedShards,
 }
 
 /// All files with records, in the order of their ids.
@@ -188,14 +176,14 @@ impl History {
         for BlockNo(block) in access.blocks(block_bytes) {
             history.tail = history.tail.max(block);
             let number = block / SHARD_BLOCKS_U64;
-            if let Some(merged) = history.merged.get_mut(&number) {
+            if let Some(merged) = history.merged.get_mut(number) {
                 merged.record.count(access.is_write, access.is_sequential, times);
                 continue;
             }
             // Also within an epoch there are never more than memory is for.
             let is_new = !history.shards.contains_key(&number);
             if is_new && self.fine >= self.fine_max {
-                let merged = history.merged.entry(number).or_insert(Merged::of(BlockRecord::default()));
+                let merged = history.merged.get_or_insert(number, Merged::of(BlockRecord::default()));
                 merged.record.count(access.is_write, access.is_sequential, times);
                 continue;
             }
@@ -212,7 +200,7 @@ impl History {
         let Some(history) = self.files.get_mut(&file) else { return };
         let first_gone = blocks.div_ceil(SHARD_BLOCKS_U64);
         history.shards.split_off(&first_gone);
-        history.merged.split_off(&first_gone);
+        history.merged.truncate(first_gone);
         if let Some(shard) = history.shards.get_mut(&(blocks / SHARD_BLOCKS_U64)) {
             for record in shard.records.iter_mut().skip(place_in_shard(blocks)) {
                 *record = BlockRecord::default();
@@ -230,7 +218,7 @@ impl History {
         for shard in self.files.values_mut().flat_map(|history| history.shards.values_mut()) {
             shard.records.iter_mut().for_each(|record| record.end_epoch(factors));
         }
-        for merged in self.files.values_mut().flat_map(|history| history.merged.values_mut()) {
+        for merged in self.files.values_mut().flat_map(|history| history.merged.iter_mut()) {
             merged.record.end_epoch(factors);
         }
     }
@@ -249,12 +237,11 @@ impl History {
                 shard.records.iter_mut().for_each(BlockRecord::begin_epoch);
                 shard.rests = shard.rests.saturating_sub(1);
             }
-            for merged in history.merged.values_mut() {
-                merged.record.begin_epoch();
-                merged.rests = merged.rests.saturating_sub(1);
+            for merged in history.merged.iter_mut() {
+                merged.begin_epoch();
             }
             history.shards.retain(|_, shard| !shard.is_cold());
-            history.merged.retain(|_, merged| !merged.record.is_cold());
+            history.merged.retain(|merged| !merged.record.is_cold());
         }
         self.exchange(fine_max);
         self.recount();
@@ -272,8 +259,8 @@ impl History {
             colder.iter().filter(|shard| shard.is_merged).map(|shard| (shard.file, shard.number)).collect();
         colder.retain(|shard| !shard.is_merged);
         for shard in hot.extract_if(.., |shard| stay.contains(&(shard.file, shard.number))) {
-            let merged = self.files.get_mut(&shard.file).and_then(|history| history.merged.get_mut(&shard.number));
-            merged.into_iter().for_each(|merged| merged.rests = REST_EPOCHS);
+            let merged = self.files.get_mut(&shard.file).and_then(|history| history.merged.get_mut(shard.number));
+            merged.into_iter().for_each(Merged::rest);
         }
         let free = fine_max.saturating_sub(self.shards());
         let mut hot = hot.into_iter();
@@ -298,12 +285,12 @@ impl History {
         };
         let mut hot: Vec<Standing> = Vec::new();
         for (id, history) in &self.files {
-            let rested = history.merged.iter().filter(|(_, merged)| merged.rests == 0);
-            let standing = |(number, merged): (&u64, &Merged)| Standing {
+            let rested = history.merged.iter().filter(|(_, merged)| !merged.is_resting());
+            let standing = |(number, merged): (u64, &Merged)| Standing {
                 is_resting: true,
                 heat: merged.record.decayed(DECAYS - 1),
                 file: *id,
-                number: *number,
+                number,
                 is_merged: true,
             };
             hot.extend(rested.map(standing).filter(|shard| room > 0 || shard.heat > cut));
@@ -339,7 +326,7 @@ impl History {
 
     fn split(&mut self, shard: &Standing) {
         let Some(history) = self.files.get_mut(&shard.file) else { return };
-        if let Some(merged) = history.merged.remove(&shard.number) {
+        if let Some(merged) = history.merged.remove(shard.number) {
             history.shards.insert(shard.number, Shard::split(&merged));
         }
     }
@@ -351,8 +338,19 @@ impl History {
         }
     }
 
-    /// Merged shards beyond `most` are forgotten, coldest first.
+    /// Merged shards beyond what memory is for are forgotten, coldest first: those that lie far from others take more than their share of it.
     fn forget_cold(&mut self, most: usize) {
+        self.keep_warmest(most);
+        while let (bytes, limit) =
+            (self.merged_bytes(), most.saturating_mul(MERGED_COST_BYTES).saturating_add(FAR_BYTES))
+            && bytes > limit
+        {
+            let known = self.merged_shards();
+            self.keep_warmest((known.saturating_mul(limit) / bytes).min(known - 1));
+        }
+    }
+
+    fn keep_warmest(&mut self, most: usize) {
         let mut sums: Vec<f32> = self.merged().map(|merged| merged.record.decayed(DECAYS - 1)).collect();
         if sums.len() <= most {
             return;
@@ -361,7 +359,7 @@ impl History {
         let (_, cut, _) = sums.select_nth_unstable_by(excess - 1, f32::total_cmp);
         let cut = *cut;
         for history in self.files.values_mut() {
-            history.merged.retain(|_, merged| {
+            history.merged.retain(|merged| {
                 let goes = excess > 0 && merged.record.decayed(DECAYS - 1) <= cut;
                 excess -= usize::from(goes);
                 !goes
@@ -369,8 +367,13 @@ impl History {
         }
     }
 
+    /// Memory of all merged shards.
+    pub(super) fn merged_bytes(&self) -> usize {
+        self.files.values().map(|history| history.merged.bytes()).sum()
+    }
+
     fn merged(&self) -> impl Iterator<Item = &Merged> {
-        self.files.values().flat_map(|history| history.merged.values())
+        self.files.values().flat_map(|history| history.merged.iter().map(|(_, merged)| merged))
     }
 
     /// Fine shards.

@@ -10,6 +10,7 @@
 mod features;
 mod forest;
 mod history;
+mod merged;
 mod reasons;
 mod record;
 mod saved;
@@ -21,7 +22,7 @@ mod training;
 pub use forest::ModelError;
 pub use history::{Access, FileClass};
 pub use reasons::Mattered;
-pub(super) use record::Half;
+pub(super) use record::{Coarse, Half};
 pub use record::{DECAYS, HALF_LIVES_EPOCHS, PLAIN_DECAY};
 
 use crate::units::{BlockNo, FileId};
@@ -42,19 +43,20 @@ pub const REFIT_EVERY_EPOCHS: u64 = 8;
 const EPOCHS_TO_GROW_FROM: usize = 8;
 /// Blocks scored at once: what bounds the memory of scoring, 1 MiB.
 const BATCH_BLOCKS: usize = 4096;
-/// Records and seasons of a fine shard, with its place in a tree; and what a merged one takes.
-const FINE_COST_BYTES: u64 = 64 * (24 + 24) + 96;
-const MERGED_COST_BYTES: u64 = 64;
+/// Records and seasons of a fine shard, with its place in a tree.
+const FINE_COST_BYTES: u64 = 64 * (24 + 18) + 96;
+/// What each merged one may take: what it takes among neighbours.
+const MERGED_COST_BYTES: usize = 28;
 /// What the recorder keeps of what is expected of a fine shard. There are two of it while the next epoch's is made, when a forest has been grown and what that
 /// took is free again.
-const EXPECTED_COST_BYTES: u64 = 64 * 4 + 48;
+const EXPECTED_COST_BYTES: u64 = 64 * 3 + 48;
 /// A file with records; a row to learn from.
 const FILE_COST_BYTES: u64 = 160;
 const ROW_COST_BYTES: u64 = size_of::<forest::Row>() as u64;
 /// The forest, and what growing the next one takes meanwhile: an order of all rows by each feature, and the features as a matrix.
-const FOREST_COST_BYTES: u64 = 12 << 20;
+const FOREST_COST_BYTES: u64 = 10 << 20;
 /// Forest, batch, rows, the gate's shadows and the queues: what is needed however many shards there are.
-const BESIDE_BYTES: u64 = 20 << 20;
+const BESIDE_BYTES: u64 = 25 << 20;
 /// Features and scores of a batch, and the matrix that the forest is asked with.
 const BATCH_COST_BYTES: u64 = (BATCH_BLOCKS * (2 * size_of::<Features>() + size_of::<BlockScores>())) as u64;
 /// All predictors: the bank of decays, the cycle, and the model last.
@@ -153,13 +155,13 @@ impl ForecastSettings {
     /// Fine shards whose records, with seasons, fit so many bytes with the merged ones that may be beside them and everything else.
     pub fn shards_in(memory_bytes: u64) -> usize {
         let memory_bytes = memory_bytes - BESIDE_BYTES.min(memory_bytes / 4);
-        let each = FINE_COST_BYTES + EXPECTED_COST_BYTES + MERGED_COST_BYTES * history::MERGED_PER_FINE as u64;
+        let each = FINE_COST_BYTES + EXPECTED_COST_BYTES + (MERGED_COST_BYTES * history::MERGED_PER_FINE) as u64;
         usize::try_from(memory_bytes / each).unwrap_or(usize::MAX).max(1)
     }
 }
 
 impl Default for ForecastSettings {
-    /// 128 MiB of records, for 340 GiB of shards touched lately; as much again where a cycle is known.
+    /// 128 MiB of records, for 340 GiB of shards touched lately; three quarters of that again where a cycle is known.
     fn default() -> Self {
         ForecastSettings { block_bytes: crate::units::DEFAULT_BLOCK_BYTES, seed: 1, shards_max: 87_000 }
     }
@@ -368,7 +370,7 @@ impl Forecast {
     pub fn memory_bytes(&self) -> u64 {
         let of = |count: usize, each: u64| u64::try_from(count).unwrap_or(u64::MAX).saturating_mul(each);
         of(self.shards(), FINE_COST_BYTES)
-            .saturating_add(of(self.merged_shards(), MERGED_COST_BYTES))
+            .saturating_add(of(self.history.merged_bytes(), 1))
             .saturating_add(of(self.history.files.len(), FILE_COST_BYTES))
             .saturating_add(of(self.training.rows().count(), ROW_COST_BYTES))
             .saturating_add(if self.training.epochs() < EPOCHS_TO_GROW_FROM { 0 } else { FOREST_COST_BYTES })
@@ -412,8 +414,7 @@ fn scores_of(file: FileId, block: u64, shard: &Shard, index: usize, around: &Sur
     let plain = scored.scores[PLAIN_DECAY];
     scored.scores[MODEL] = plain;
     scored.scores[CYCLE] = around.moment.bins.map_or(plain, |[next, _]| {
-        let seen =
-            shard.seasons.as_ref().and_then(|seasons| seasons.get(index)?.get(next)).map_or(0.0, |seen| seen.get());
+        let seen = shard.seasons.as_ref().and_then(|seasons| seasons.get(index)).map_or(0.0, |season| season.get(next));
         CYCLE_SHARE * seen / around.mean_rate + (1.0 - CYCLE_SHARE) * scored.scores[CYCLE_DECAY]
     });
     scored

@@ -25,8 +25,9 @@
 
 use super::features::FEATURES;
 use super::forest::Row;
-use super::history::{FileClass, FileHistory, Merged, SHARD_BLOCKS, Shard};
-use super::record::{BlockRecord, Coarse, RECORD_BYTES, SEASON_BINS};
+use super::history::{FileClass, FileHistory, SHARD_BLOCKS, Shard};
+use super::merged::Merged;
+use super::record::{BlockRecord, Coarse, RECORD_BYTES, SEASON_BINS, Season};
 use super::{Forecast, ModelError};
 use crate::units::FileId;
 use std::collections::VecDeque;
@@ -63,8 +64,8 @@ impl Forecast {
             put_count(out, file.shards.len())?;
             file.shards.iter().try_for_each(|(number, shard)| put_shard(out, *number, shard))?;
             put_count(out, file.merged.len())?;
-            for (number, merged) in &file.merged {
-                put_u64(out, *number)?;
+            for (number, merged) in file.merged.iter() {
+                put_u64(out, number)?;
                 out.write_all(&merged.record.to_bytes())?;
             }
         }
@@ -112,8 +113,8 @@ fn put_shard(out: &mut impl Write, number: u64, shard: &Shard) -> io::Result<()>
     put_u64(out, number)?;
     out.write_all(&[u8::from(shard.seasons.is_some())])?;
     shard.records.iter().try_for_each(|record| out.write_all(&record.to_bytes()))?;
-    let seasons = shard.seasons.as_deref().map(|seasons| seasons.as_flattened()).unwrap_or_default();
-    let bytes: Vec<u8> = seasons.iter().map(|known| known.code()).collect();
+    let seasons = shard.seasons.iter().flat_map(|seasons| seasons.iter());
+    let bytes: Vec<u8> = seasons.flat_map(|season| season.all().map(|known| Coarse::new(known).code())).collect();
     out.write_all(&bytes)
 }
 
@@ -145,9 +146,11 @@ fn get_file(from: &mut impl Read) -> io::Result<(FileId, FileHistory)> {
             *record = BlockRecord::from_bytes(&get::<RECORD_BYTES>(from)?);
         }
         if has_seasons != 0 {
-            let mut seasons = Box::new([[Coarse::default(); SEASON_BINS]; SHARD_BLOCKS]);
+            let mut seasons = Box::new([Season::default(); SHARD_BLOCKS]);
             for season in seasons.iter_mut() {
-                *season = get::<SEASON_BINS>(from)?.map(Coarse::of_code);
+                for (bin, code) in get::<SEASON_BINS>(from)?.into_iter().enumerate() {
+                    season.set(bin, Coarse::of_code(code).get());
+                }
             }
             shard.seasons = Some(seasons);
         }

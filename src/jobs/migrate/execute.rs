@@ -122,7 +122,7 @@ impl Mover {
         false
     }
 
-    fn must_rest(&self) -> bool {
+    pub(super) fn must_rest(&self) -> bool {
         let mut backoff = self.backoff.lock();
         if backoff.1.elapsed() >= LATENCY_SAMPLE {
             let counters = self.volume.status().counters;

@@ -105,6 +105,9 @@ pub struct MoverStatus {
     pub fast_lane_moves: u64,
     /// Blocks that were staged because they were missed.
     pub staged_moves: u64,
+    /// Blocks whose records were read one by one, and went to their place before the log's fill asked for it.
+    #[serde(default)]
+    pub coalesced_early: u64,
     /// Time spent waiting because commits were slow.
     pub paused_us: u64,
     pub log_latency_us: f64,
@@ -262,7 +265,8 @@ impl Mover {
     }
 
     pub fn status(&self) -> MoverStatus {
-        let Tally { moved, moved_bytes, refused, failed, fast_lane, staged, paused_us } = *self.tally.lock();
+        let Tally { moved, moved_bytes, refused, failed, fast_lane, staged, coalesced_early, paused_us } =
+            *self.tally.lock();
         let (log_latency_us, log_latency_baseline_us) = self.backoff.lock().0.latencies_us();
         let outlook = self.outlook.lock();
         MoverStatus {
@@ -279,6 +283,7 @@ impl Mover {
             failed_moves: failed,
             fast_lane_moves: fast_lane,
             staged_moves: staged,
+            coalesced_early,
             paused_us,
             log_latency_us,
             log_latency_baseline_us,

@@ -98,6 +98,9 @@ pub struct SnapshotInfo {
     pub labels: BTreeMap<String, String>,
     pub files: u64,
     pub logical_bytes: u64,
+    /// Bytes of pages that had changed since the parent, and were read: all, without a parent.
+    #[serde(default)]
+    pub changed_bytes: u64,
     /// Bytes of changed pages that were neither zero nor in the repository already, before compression.
     pub new_bytes: u64,
     /// What it added to the repository.
@@ -134,6 +137,7 @@ impl SnapshotInfo {
             labels: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
             files: root.stats.files,
             logical_bytes: root.stats.logical_bytes,
+            changed_bytes: root.stats.given_bytes,
             new_bytes: root.stats.new_raw_bytes,
             stored_bytes: root.stats.stored_bytes,
             pages: page_report(root),
