@@ -72,7 +72,7 @@ fn serve(settings: Settings, mount_as: MountAs, start_control: StartControl) -> 
     let (volume, recovery, source) = open_volume(&settings, &places, &home)?;
     let rules = judge_paths(&settings, &volume)?;
     let mover = open_mover(&settings, &volume, &places, &id, Arc::clone(&rules))?;
-    let log_archive = open_log_archive(&settings, &volume, &places, &id);
+    let log_archive = log_archive(&settings, &volume, &places, &id);
     let namespace = Namespace::open(&home, Arc::clone(&volume), id.volume)?;
     if !recovery.was_clean {
         orphans::free(&home.join("tree"), id.volume, &volume, recovery.file_id_limit_before)?;
@@ -252,7 +252,7 @@ fn open_mover(
 }
 
 /// Where full segments of the log are kept: on the slowest tier.
-fn open_log_archive(
+fn log_archive(
     settings: &Settings,
     volume: &Arc<Volume>,
     places: &[Place],
@@ -260,7 +260,7 @@ fn open_log_archive(
 ) -> Option<Arc<LogArchive>> {
     let how = LogArchiveSettings { bytes_max: settings.log.archive_bytes, keep: settings.log.archive_keep };
     let slowest = places.last().filter(|_| how.bytes_max > 0)?;
-    Some(LogArchive::open(Arc::clone(volume), id.volume, Arc::clone(&slowest.device), how))
+    Some(LogArchive::new(Arc::clone(volume), id.volume, Arc::clone(&slowest.device), how))
 }
 
 /// The tiers of the settings, for the engine.

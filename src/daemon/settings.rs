@@ -138,7 +138,7 @@ pub struct LogSettings {
     pub size_bytes: u64,
     pub segment_bytes: u64,
     pub payload_cache_bytes: u64,
-    /// What full segments may take that are kept on the slowest tier; 0: none are.
+    /// What full segments may take that are kept on the slowest tier; 0: none are added.
     pub archive_bytes: u64,
     pub archive_keep: Duration,
 }

@@ -101,8 +101,8 @@ pub struct LogArchive {
 }
 
 impl LogArchive {
-    /// `device`: the slowest tier's. What was archived before, and is this volume's, counts; what is damaged is named in the log and left alone.
-    pub fn open(
+    /// `device`: the slowest tier's, which the first round looks at and not the mount, since there may be thousands of segments.
+    pub fn new(
         volume: Arc<Volume>,
         id: Uuid,
         device: Arc<dyn Device>,
@@ -110,7 +110,7 @@ impl LogArchive {
     ) -> Arc<LogArchive> {
         let pace = Pace::new(Arc::clone(&volume), BUSY_SHARE, u64::MAX);
         let (stop, stopping) = bounded(0);
-        let archive = LogArchive {
+        Arc::new(LogArchive {
             volume,
             id,
             device,
@@ -120,14 +120,10 @@ impl LogArchive {
             stop: Mutex::new(Some(stop)),
             stopping,
             thread: Mutex::default(),
-        };
-        if let Err(error) = archive.find() {
-            archive.failed(&error);
-        }
-        Arc::new(archive)
+        })
     }
 
-    /// Makes the directory, and looks at what is there.
+    /// Makes the directory, and looks at what is there. What was archived before, and is this volume's, counts; what is damaged is named in the log and left alone.
     fn find(&self) -> Result<()> {
         let make = || {
             self.device.create_dir_all(ARCHIVE_DIR)?;

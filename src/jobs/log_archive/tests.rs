@@ -61,7 +61,9 @@ impl House {
 
     fn archive(&self, bytes_max: u64, keep: Duration) -> Arc<LogArchive> {
         let settings = LogArchiveSettings { bytes_max, keep };
-        LogArchive::open(Arc::clone(&self.volume), ID, self.world.device("hdd"), settings)
+        let archive = LogArchive::new(Arc::clone(&self.volume), ID, self.world.device("hdd"), settings);
+        archive.find().unwrap();
+        archive
     }
 
     /// So many segments of log, nothing of which is in its place.
