@@ -85,6 +85,7 @@ side_dir() {
     case $1 in
     native-*) echo "$(disk "${1#native-}")/native" ;;
     mergerfs) echo "$WORK/mergerfs" ;;
+    heatfs-uring) side_dir heatfs-nvme ;;
     heatfs-nvme | heatfs-copy) echo "$(disk nvme)/$1" ;;
     heatfs-*) echo "$(disk hdd)/$1" ;;
     esac
@@ -196,14 +197,14 @@ daemon_counter() { daemon_json "[.. | objects | .counters? // empty][0] $1"; }
 
 daemon_rss_kib() { awk '/^VmRSS/ { print $2 }' "/proc/$DAEMON_PID/status"; }
 
-# what_clairvoyance_gives PAGES CACHED_PAGES: the share of the Zipf load's reads that go to each tier when the hottest quarter of
-# 64 KiB blocks is on nvme, the next on sata, known in advance, behind a cache that always holds the hottest CACHED_PAGES
+# what_clairvoyance_gives PAGES CACHED_PAGES PAGES_PER_BLOCK: the share of the Zipf load's reads that go to each tier when the hottest quarter
+# of blocks is on nvme, the next on sata, known in advance, behind a cache that always holds the hottest CACHED_PAGES
 what_clairvoyance_gives() {
-    awk -v pages="$1" -v cached="$2" 'BEGIN {
+    awk -v pages="$1" -v cached="$2" -v together="$3" 'BEGIN {
         srand(1)
         for (i = 1; i <= pages; i++) { total += weight[i] = i ^ -1.05; place[i] = i }
         for (i = pages; i > 1; i--) { j = 1 + int(rand() * i); t = place[i]; place[i] = place[j]; place[j] = t }
-        for (i = 1; i <= pages; i++) block[int((i - 1) / 8)] += place[i] > cached ? weight[place[i]] / total : 0
+        for (i = 1; i <= pages; i++) block[int((i - 1) / together)] += place[i] > cached ? weight[place[i]] / total : 0
         for (b in block) printf "%.12f\n", block[b]
     }' | sort -rg | awk '{ share[NR] = $1 } END {
         for (i = 1; i <= NR; i++) tier[i <= NR / 4 ? 1 : i <= NR / 2 ? 2 : 3] += share[i]

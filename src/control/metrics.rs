@@ -333,6 +333,11 @@ fn counters(registry: &mut Registry, status: &StatusReply) {
         ("log_written_bytes", "Bytes written to the log, headers and padding included", counters.log_written_bytes),
         ("log_payload_bytes", "Bytes of payload written to the log", counters.log_payload_bytes),
         (
+            "log_replaced_bytes",
+            "Bytes that newer ones replaced before they were written to the log",
+            counters.log_replaced_bytes,
+        ),
+        (
             "reads_from_payload_cache",
             "Reads answered from recent payloads in memory",
             counters.reads_from_payload_cache,

@@ -322,6 +322,7 @@ fn fuse_options(settings: &Settings, mount_as: MountAs) -> fuse::Options {
         read_ahead_kb: u32::try_from(settings.fuse.read_ahead_bytes / 1024).unwrap_or(u32::MAX),
         max_background: settings.fuse.max_background,
         everybody: settings.fuse.allow_other,
+        context: settings.fuse.context.clone(),
         io_uring: settings.fuse.io_uring,
         maintains: Arc::new(move |pid| callers.maintains(pid)),
     }

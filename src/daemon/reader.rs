@@ -100,6 +100,17 @@ impl Section {
         Err(self.wrong(key, &Value::new(None, text), allowed))
     }
 
+    /// Of SELinux; an empty text is none.
+    pub(super) fn security_context(&mut self, key: &str) -> Result<Option<String>> {
+        let Some(text) = self.text(key)?.filter(|text| !text.is_empty()) else { return Ok(None) };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_.-:,".contains(c);
+        if text.split(':').filter(|part| !part.is_empty()).count() >= 3 && text.chars().all(plain) {
+            return Ok(Some(text));
+        }
+        let allowed = "an SELinux context such as system_u:object_r:postgresql_db_t:s0 is allowed";
+        Err(self.wrong(key, &Value::new(None, text), allowed))
+    }
+
     /// An absolute path without `.` and `..`.
     pub(super) fn path(&mut self, key: &str) -> Result<Option<PathBuf>> {
         let Some(text) = self.text(key)? else { return Ok(None) };

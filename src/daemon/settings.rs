@@ -52,6 +52,7 @@ pub const KEYS: &[&str] = &[
     "fuse.read_ahead",
     "fuse.slow_read_slots",
     "fuse.allow_other",
+    "fuse.context",
     "fuse.io_uring",
     "placement.epoch",
     "placement.half_life_epochs",
@@ -186,6 +187,8 @@ pub struct FuseSettings {
     pub slow_read_slots: usize,
     /// None: as root yes, otherwise no.
     pub allow_other: Option<bool>,
+    /// SELinux context of all files. None: that of the policy for FUSE.
+    pub context: Option<String>,
     /// Requests come over io_uring, where the kernel has it switched on.
     pub io_uring: bool,
 }
@@ -469,6 +472,7 @@ fn read_fuse(fuse: &mut Section) -> Result<FuseSettings> {
         max_background: u16::try_from(fuse.count("max_background", 1024, 16..=65535)?).unwrap_or(u16::MAX),
         read_ahead_bytes: fuse.bytes("read_ahead", 128 * KIB, 0..=16 * MIB)?,
         slow_read_slots: narrow(fuse.count("slow_read_slots", 64, 1..=1024)?),
+        context: fuse.security_context("context")?,
         io_uring: fuse.flag("io_uring", false)?,
         allow_other: match fuse.raw("allow_other") {
             None => None,
@@ -703,6 +707,8 @@ mod tests {
             ("[fuse]\nthreads = \"4\"", &["fuse.threads", "\"4\"", "from 0 to 256"]),
             ("[fuse]\nthreads = -1", &["fuse.threads", "-1"]),
             ("[fuse]\nthreads = 1.5", &["fuse.threads", "1.5"]),
+            ("[fuse]\ncontext = \"postgres\"", &["fuse.context", "postgres", "system_u:object_r:"]),
+            ("[fuse]\ncontext = \"a:b:c\\\",suid\"", &["fuse.context", "system_u:object_r:"]),
             ("[fuse]\nallow_other = 1", &["fuse.allow_other", "true, false"]),
             ("[placement]\nepoch = \"0s\"", &["placement.epoch", "from 1s"]),
             ("[placement]\nlow_watermark = 0.99", &["placement.low_watermark", "0.99", "0.98"]),

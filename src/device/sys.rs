@@ -50,6 +50,13 @@ pub fn limit_heaps(heaps: i32) -> bool {
     return heaps < 0;
 }
 
+/// Keeps memory out of swap until it is given back to the kernel. Errors: EPERM, and ENOMEM beyond RLIMIT_MEMLOCK.
+pub fn lock_memory(bytes: &[u8]) -> io::Result<()> {
+    // SAFETY: locking changes nothing about the contents of memory, and the range is that of a live slice.
+    let result = unsafe { libc::mlock(bytes.as_ptr().cast(), bytes.len()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Gives the kernel back what is free in the C library's heaps: threads that come and go leave much of it, each in a heap of its own. It takes
 /// milliseconds, in which a thread may wait for its heap. False where there was nothing, or the allocator is another one.
 pub fn return_free_memory() -> bool {

@@ -53,6 +53,8 @@ pub struct Options {
     pub max_background: u16,
     /// Other users may use the mount; None: if it is root who mounts.
     pub everybody: Option<bool>,
+    /// SELinux context of all files; of letters, digits, and `_.-:,`.
+    pub context: Option<String>,
     /// Take requests over io_uring where the kernel offers it.
     pub io_uring: bool,
     /// Whose accesses are no heat.
@@ -69,6 +71,7 @@ impl Default for Options {
             read_ahead_kb: 128,
             max_background: 1024,
             everybody: None,
+            context: None,
             io_uring: false,
             maintains: Arc::new(|_| false),
         }
@@ -92,10 +95,27 @@ fn library_config(options: &Options, everybody: bool, workers: usize) -> fuser::
     if options.no_exec {
         config.mount_options.push(MountOption::NoExec);
     }
+    config.mount_options.extend(options.context.as_deref().map(context_option).map(MountOption::CUSTOM));
     config.acl = if everybody { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(workers);
     config.clone_fd = true;
     config
+}
+
+/// In quotes: categories have commas.
+fn context_option(context: &str) -> String {
+    format!("context=\"{context}\"")
+}
+
+/// Without SELinux the kernel would only say that an argument is invalid.
+fn check_context(options: &Options) -> Result<()> {
+    let enabled = || Path::new("/sys/fs/selinux/enforce").exists();
+    match &options.context {
+        Some(context) if !enabled() => Err(Error::Invalid(format!(
+            "fuse.context = \"{context}\": SELinux is not enabled in this kernel; \"\" is allowed"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// A mount and the front that serves it.
@@ -108,6 +128,7 @@ pub struct Served {
 /// checks permissions; mounted by an ordinary user only that user may.
 pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) -> Result<Served> {
     let path = || mountpoint.display().to_string();
+    check_context(options)?;
     let mountpoint = mountpoint.canonicalize().map_err(|error| Error::io("find mountpoint", path(), error))?;
     let over_ring = options.io_uring && ring::is_available();
     if options.io_uring && !over_ring {
@@ -133,6 +154,7 @@ pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) ->
                 source: &options.source,
                 everybody,
                 no_exec: options.no_exec,
+                context: options.context.as_deref(),
                 maintains: Arc::clone(&options.maintains),
             };
             ring::serve(Arc::clone(&front), adapter, &mountpoint, &wanted)
@@ -145,4 +167,19 @@ pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) ->
     let mounted = Mounted::new(mountpoint, ended, session);
     mounted.set_read_ahead(options.read_ahead_kb);
     Ok(Served { mounted, front })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_reaches_the_kernel_whole() {
+        let options = Options { context: Some("u:object_r:t:s0:c0,c1".to_owned()), ..Options::default() };
+        let config = library_config(&options, true, 1);
+        let wanted = MountOption::CUSTOM("context=\"u:object_r:t:s0:c0,c1\"".to_owned());
+        assert!(config.mount_options.contains(&wanted), "{:?}", config.mount_options);
+        let none = library_config(&Options::default(), true, 1);
+        assert!(!format!("{:?}", none.mount_options).contains("context"));
+    }
 }

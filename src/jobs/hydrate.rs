@@ -7,6 +7,7 @@
 //! Where a block is is part of the map, so nothing is remembered here: a pass of the next mount goes on where this one was. When no block is left and a
 //! checkpoint has said so durably, the ref in the repository is dropped (R18), and then the note of the snapshot.
 
+use super::background::Background;
 use super::clone::{CloneNote, RepositorySource};
 use super::pace::{Pace, TokenBucket};
 use super::streams;
@@ -15,12 +16,10 @@ use crate::device::clock::{Instant, monotonic_now};
 use crate::error::{Error, Result};
 use crate::units::{BlockNo, FileId};
 use crate::volume::{File, Volume};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Bytes that a stream takes at once.
@@ -88,10 +87,7 @@ pub struct Hydrator {
     failed: AtomicU64,
     holding: Mutex<Option<String>>,
     done: AtomicBool,
-    /// Dropped to stop.
-    stop: Mutex<Option<Sender<()>>>,
-    stopping: Receiver<()>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    background: Background,
 }
 
 /// Where a pass is.
@@ -116,7 +112,6 @@ impl Hydrator {
         home: Arc<dyn Device>,
         settings: HydratorSettings,
     ) -> Arc<Hydrator> {
-        let (stop, stopping) = bounded(0);
         let now = monotonic_now();
         Arc::new(Hydrator {
             bucket: TokenBucket::new(settings.bytes_per_second),
@@ -127,9 +122,7 @@ impl Hydrator {
             failed: AtomicU64::new(0),
             holding: Mutex::default(),
             done: AtomicBool::new(false),
-            stop: Mutex::new(Some(stop)),
-            stopping,
-            thread: Mutex::default(),
+            background: Background::default(),
             volume,
             source,
             home,
@@ -140,19 +133,12 @@ impl Hydrator {
     /// Begins in the background.
     pub fn start(self: &Arc<Self>) -> Result<()> {
         let hydrator = Arc::clone(self);
-        let spawned = std::thread::Builder::new().name("heatfs-hydrate".to_owned()).spawn(move || hydrator.run());
-        *self.thread.lock() = Some(spawned.map_err(|source| Error::io("start thread", "heatfs-hydrate", source))?);
-        Ok(())
+        self.background.spawn("heatfs-hydrate", move || hydrator.run())
     }
 
     /// Stops and waits for what is under way. Nothing is brought any more.
     pub fn stop(&self) {
-        self.stop.lock().take();
-        if let Some(thread) = self.thread.lock().take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the hydrator had panicked");
-        }
+        self.background.stop();
     }
 
     /// Everything is on the tiers, and the snapshot is let go.
@@ -190,24 +176,15 @@ impl Hydrator {
         rate.bytes_per_second
     }
 
-    fn stopped(&self) -> bool {
-        self.stopping.try_recv() == Err(TryRecvError::Disconnected)
-    }
-
-    /// Sleeps unless stopped; true when stopped.
-    fn sleep(&self, time: Duration) -> bool {
-        self.stopping.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
-    }
-
     fn run(&self) {
-        while !self.stopped() {
+        while !self.background.is_stopping() {
             if self.volume.bytes_in_repository() > 0 {
                 if let Err(error) = self.pass() {
                     tracing::warn!("bringing blocks from the repository: {error}");
                 }
                 self.passes.fetch_add(1, Ordering::Relaxed);
             }
-            if self.volume.bytes_in_repository() == 0 && !self.stopped() {
+            if self.volume.bytes_in_repository() == 0 && !self.background.is_stopping() {
                 match self.finish() {
                     Ok(()) => return,
                     Err(error) => {
@@ -218,7 +195,7 @@ impl Hydrator {
                     }
                 }
             }
-            if self.sleep(REST) {
+            if self.background.sleep(REST) {
                 return;
             }
         }
@@ -251,7 +228,7 @@ impl Hydrator {
     }
 
     fn stream(&self, cursor: &Mutex<Cursor>, failed: &AtomicU64) -> Result<()> {
-        while !self.stopped() {
+        while !self.background.is_stopping() {
             let piece = match self.wanted() {
                 Some(piece) => Some(piece),
                 None => self.next_piece(cursor)?,
@@ -338,16 +315,16 @@ impl Hydrator {
     /// Keeps to the budget, and lets readers that wait for the repository go first. True: it is time to stop.
     fn wait_for_turn(&self, bytes: u64) -> bool {
         let owed = self.bucket.take(bytes);
-        if !owed.is_zero() && self.sleep(owed) {
+        if !owed.is_zero() && self.background.sleep(owed) {
             return true;
         }
         let began = monotonic_now();
         while self.volume.readers_wait_for_repository() && began.elapsed() < YIELD_MAX {
-            if self.sleep(YIELD) {
+            if self.background.sleep(YIELD) {
                 return true;
             }
         }
-        self.stopped()
+        self.background.is_stopping()
     }
 }
 

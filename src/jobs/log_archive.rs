@@ -3,6 +3,7 @@
 //!
 //! Nobody waits for it. A segment whose slot was used again first, or for which the tier has no room, is missing, and counted.
 
+use super::background::Background;
 use super::pace::Pace;
 use crate::device::clock::{monotonic_now, wall_now};
 use crate::device::{BackingFile, Device, OpenMode};
@@ -10,14 +11,12 @@ use crate::error::{Error, Result};
 use crate::ondisk::archived::{ArchivedHead, HEAD_LEN};
 use crate::units::WallNs;
 use crate::volume::Volume;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use lz4_flex::frame::{BlockMode, FrameDecoder, FrameEncoder, FrameInfo};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -94,10 +93,7 @@ pub struct LogArchive {
     settings: LogArchiveSettings,
     pace: Pace,
     books: Mutex<Books>,
-    /// Dropped to stop the thread.
-    stop: Mutex<Option<Sender<()>>>,
-    stopping: Receiver<()>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    background: Background,
 }
 
 impl LogArchive {
@@ -109,7 +105,6 @@ impl LogArchive {
         settings: LogArchiveSettings,
     ) -> Arc<LogArchive> {
         let pace = Pace::new(Arc::clone(&volume), BUSY_SHARE, u64::MAX);
-        let (stop, stopping) = bounded(0);
         Arc::new(LogArchive {
             volume,
             id,
@@ -117,9 +112,7 @@ impl LogArchive {
             settings,
             pace,
             books: Mutex::default(),
-            stop: Mutex::new(Some(stop)),
-            stopping,
-            thread: Mutex::default(),
+            background: Background::default(),
         })
     }
 
@@ -151,24 +144,16 @@ impl LogArchive {
     /// Begins in the background.
     pub fn start(self: &Arc<Self>) -> Result<()> {
         let archive = Arc::clone(self);
-        let run = move || {
-            while archive.stopping.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+        self.background.spawn("heatfs-logarch", move || {
+            while !archive.background.sleep(LOOK_EVERY) {
                 archive.look();
             }
-        };
-        let spawned = std::thread::Builder::new().name("heatfs-logarch".to_owned()).spawn(run);
-        *self.thread.lock() = Some(spawned.map_err(|source| Error::io("start thread", "heatfs-logarch", source))?);
-        Ok(())
+        })
     }
 
     /// Stops, and archives what has not been yet, the segment that is being written included, as far as time allows. Nobody writes to the volume any more.
     pub fn stop(&self) {
-        self.stop.lock().take();
-        if let Some(thread) = self.thread.lock().take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the log's archive had panicked");
-        }
+        self.background.stop();
         if self.volume.sync_log().is_err() {
             return;
         }
@@ -181,13 +166,9 @@ impl LogArchive {
         }
     }
 
-    fn is_stopping(&self) -> bool {
-        self.stopping.try_recv() == Err(TryRecvError::Disconnected)
-    }
-
     /// One round: archives what is full, and lets go what is old.
     pub fn look(&self) {
-        self.catch_up(&|| self.is_stopping());
+        self.catch_up(&|| self.background.is_stopping());
     }
 
     fn catch_up(&self, ends: &dyn Fn() -> bool) {
@@ -266,7 +247,7 @@ impl LogArchive {
                 return Ok(());
             }
             let mut write = || packed.write_all(piece);
-            let written = if self.is_stopping() { write() } else { self.pace.work(0, write) };
+            let written = if self.background.is_stopping() { write() } else { self.pace.work(0, write) };
             written.map_err(fail("write"))
         })?;
         if has_ended || !is_whole {

@@ -32,6 +32,7 @@ use crate::device::Device;
 use crate::device::clock::{Instant, monotonic_now};
 use crate::error::{Error, Result};
 use crate::heat::Recorder;
+use crate::jobs::background::Background;
 use crate::jobs::forecaster::{Forecaster, ForecasterSettings, LOOK_EVERY};
 use crate::jobs::pace::{Backoff, TokenBucket};
 use crate::policy::HeatRanks;
@@ -41,7 +42,6 @@ use crate::policy::placement::{
 };
 use crate::units::{BlockNo, FileId, TierId};
 use crate::volume::{TierStatus, Volume, VolumeStatus};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use history::History;
 use journal::Journal;
 use parking_lot::Mutex;
@@ -49,7 +49,6 @@ use pins::Pins;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
@@ -168,10 +167,7 @@ pub struct Mover {
     log_watch: Mutex<Watch>,
     thresholds: Mutex<BlockThresholds>,
     opened_at: Instant,
-    /// Dropped to stop the threads.
-    stop: Mutex<Option<Sender<()>>>,
-    stopping: Receiver<()>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    background: Background,
 }
 
 impl Mover {
@@ -196,7 +192,6 @@ impl Mover {
             ..settings.forecast.clone()
         };
         let forecaster = Forecaster::open(Arc::clone(&recorder), Arc::clone(&home), volume_id, forecast);
-        let (stop, stopping) = bounded(0);
         let now = monotonic_now();
         let outlook = Outlook {
             number: 0,
@@ -231,9 +226,7 @@ impl Mover {
             log_watch: Mutex::default(),
             thresholds: Mutex::default(),
             opened_at: now,
-            stop: Mutex::new(Some(stop)),
-            stopping,
-            threads: Mutex::default(),
+            background: Background::default(),
             settings,
         }))
     }
@@ -242,14 +235,14 @@ impl Mover {
     pub fn start(self: &Arc<Self>, learn_paths: impl FnOnce() + Send + 'static) -> Result<()> {
         let (planner, lane, forecast) = (Arc::clone(self), Arc::clone(self), Arc::clone(self));
         let compactor = Arc::clone(self);
-        self.spawn("heatfs-mover", move || {
+        self.background.spawn("heatfs-mover", move || {
             learn_paths();
             planner.plan_loop();
         })?;
-        self.spawn("heatfs-fastlane", move || lane.fast_lane())?;
-        self.spawn("heatfs-compact", move || compactor.compact_loop())?;
-        self.spawn("heatfs-forecast", move || {
-            while !forecast.sleep(LOOK_EVERY) {
+        self.background.spawn("heatfs-fastlane", move || lane.fast_lane())?;
+        self.background.spawn("heatfs-compact", move || compactor.compact_loop())?;
+        self.background.spawn("heatfs-forecast", move || {
+            while !forecast.background.sleep(LOOK_EVERY) {
                 forecast.watch_log();
                 forecast.coalesce_read_blocks();
                 forecast.forecaster.look();
@@ -257,23 +250,9 @@ impl Mover {
         })
     }
 
-    fn spawn(&self, name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<()> {
-        let handle = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(body)
-            .map_err(|source| Error::io("start thread", name, source))?;
-        self.threads.lock().push(handle);
-        Ok(())
-    }
-
     /// Stops the threads, waits for them, and saves the heat and what the forecast has learned. Nothing is moved any more.
     pub fn stop(&self) {
-        self.stop.lock().take();
-        for thread in std::mem::take(&mut *self.threads.lock()) {
-            if thread.join().is_err() {
-                tracing::error!("a mover thread had panicked");
-            }
-        }
+        self.background.stop();
         self.save_heat();
         self.forecaster.save();
     }
@@ -295,15 +274,6 @@ impl Mover {
         &self.forecaster
     }
 
-    fn stopped(&self) -> bool {
-        self.stopping.try_recv() == Err(TryRecvError::Disconnected)
-    }
-
-    /// Sleeps unless stopped; true when stopped.
-    fn sleep(&self, time: Duration) -> bool {
-        self.stopping.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
-    }
-
     fn save_heat(&self) {
         if let Err(error) = self.recorder.save(&*self.home, &self.volume_id) {
             tracing::warn!(%error, "cannot save the heat");
@@ -313,7 +283,7 @@ impl Mover {
     fn plan_loop(&self) {
         let mut every = self.settings.plan_every_min;
         let mut saved_at = monotonic_now();
-        while !self.stopped() {
+        while !self.background.is_stopping() {
             let began = monotonic_now();
             let promoted = self.promoted_by_misses();
             let made = self.run_plan(every);
@@ -333,7 +303,7 @@ impl Mover {
                 let mut outlook = self.outlook.lock();
                 (outlook.due, outlook.every) = (monotonic_now() + rest, every);
             }
-            if self.sleep(rest) {
+            if self.background.sleep(rest) {
                 return;
             }
         }

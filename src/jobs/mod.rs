@@ -7,6 +7,7 @@
 pub mod adopt;
 mod anchor;
 mod attributes;
+mod background;
 mod backing;
 pub mod cadence;
 pub mod check;

@@ -5,7 +5,7 @@ use crate::sync::{Mutex, RwLock};
 use crate::units::PAGE;
 use bytes::{Buf, BytesMut};
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Memory is taken in pieces of this size, in bytes, and handed to one group after the other: groups differ in size, and one allocation for each
 /// would leave holes as large as the cache itself.
@@ -18,6 +18,8 @@ const ALLOCATED_BYTES: usize = PIECE_BYTES + 2 * PAGE;
 #[derive(Default)]
 pub(super) struct Pieces {
     handles: Mutex<VecDeque<BytesMut>>,
+    /// It was told that a piece could not be locked.
+    swappable: OnceLock<()>,
 }
 
 impl Pieces {
@@ -31,10 +33,24 @@ impl Pieces {
         let free = handles.front_mut().is_some_and(|oldest| oldest.try_reclaim(ALLOCATED_BYTES));
         let mut bytes = if free { handles.pop_front().unwrap_or_default() } else { BytesMut::new() };
         bytes.resize(ALLOCATED_BYTES, 0);
+        if !free {
+            self.lock(&bytes);
+        }
         let (piece, mut handle) = aligned(bytes, PIECE_BYTES);
         handle.clear();
         handles.push_back(handle);
         piece
+    }
+
+    /// Whoever waits for memory may wait for a commit: its bytes must not lie in swap. Where that is not permitted it is said, once.
+    fn lock(&self, bytes: &[u8]) {
+        if let Err(error) = crate::device::sys::lock_memory(bytes)
+            && self.swappable.set(()).is_ok()
+        {
+            tracing::warn!(
+                "log buffers may be swapped out ({error}): the limit of locked memory is too low (LimitMEMLOCK)"
+            );
+        }
     }
 }
 

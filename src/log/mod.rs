@@ -111,6 +111,8 @@ struct SegmentStart {
 struct OpenGroup {
     group: Arc<Group>,
     records: Vec<RecordHeader>,
+    /// Records before this one stay as they are: a note came after them.
+    settled_records: usize,
     inline_bytes: usize,
     payload_pages: usize,
 }
@@ -161,6 +163,8 @@ pub struct LogCounters {
     pub groups: AtomicU64,
     pub written_bytes: AtomicU64,
     pub payload_bytes: AtomicU64,
+    /// Of payloads that newer bytes have replaced before they were written.
+    pub replaced_bytes: AtomicU64,
     pub commit_us: AtomicU64,
     pub reads_from_cache: AtomicU64,
     pub reads_from_device: AtomicU64,
@@ -295,6 +299,23 @@ impl Log {
         Ok(appended)
     }
 
+    /// Puts newer bytes in the place of some that were appended at `position` (R25). False where that cannot be: the record is not in the open group any more, or
+    /// a note lies between, and what came before a mark must stay. A group becomes durable as one, so no crash can tell the difference. The caller holds the file's
+    /// lock, and nothing newer covers these bytes of it.
+    pub fn replace(&self, position: u64, bytes: &[u8]) -> Result<bool> {
+        self.check_alive()?;
+        if position < self.durable_address() {
+            return Ok(false);
+        }
+        let mut state = self.state.lock();
+        let replaced = state.open.as_mut().is_some_and(|open| open.replace(position, bytes));
+        drop(state);
+        if replaced {
+            self.counters.replaced_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        Ok(replaced)
+    }
+
     fn has_room(open: &OpenGroup, payload_len: usize, geometry: Geometry) -> bool {
         let records = open.records.len() + 1;
         if goes_inline(payload_len) && GroupHeader::fits(records, open.payload_pages, open.inline_bytes + payload_len) {
@@ -314,7 +335,7 @@ impl Log {
         let group_len = summary::group_len(open.records.len(), open.payload_pages);
         state.summary_bytes += group_len as u64;
         state.closed_bytes += len;
-        let OpenGroup { group, records, inline_bytes, payload_pages } = open;
+        let OpenGroup { group, records, inline_bytes, payload_pages, .. } = open;
         state.unused = Some(group.buf.write().split_rest());
         state.closed.push_back(ClosedGroup { group, records, inline_bytes, payload_pages });
     }
@@ -348,7 +369,8 @@ impl Log {
         let room = state.unused.take().unwrap_or_else(|| cache::Pages::from(&self.pieces));
         let group = Arc::new(Group::new(start, room));
         self.cache.push(group.clone(), self.durable_address());
-        state.open = Some(OpenGroup { group, records: Vec::new(), inline_bytes: 0, payload_pages: 0 });
+        state.open =
+            Some(OpenGroup { group, records: Vec::new(), settled_records: 0, inline_bytes: 0, payload_pages: 0 });
         Ok(())
     }
 
@@ -425,6 +447,29 @@ impl OpenGroup {
             offset: append.offset,
             length: append.length,
         });
+        if append.kind == RecordKind::Note {
+            self.settled_records = self.records.len();
+        }
         Appended { lsn, position }
+    }
+
+    /// As [`Log::replace`].
+    fn replace(&self, position: u64, bytes: &[u8]) -> bool {
+        let Some(at) = position.checked_sub(self.group.start).and_then(|at| usize::try_from(at).ok()) else {
+            return false;
+        };
+        let holds = |record: &&RecordHeader| {
+            let start = match (record.inline_offset, record.payload_page) {
+                (0, page) => (1 + usize::from(page)) * PAGE,
+                (inline, _) => usize::from(inline),
+            };
+            let len = usize::try_from(record.length).unwrap_or(0);
+            record.kind == RecordKind::Data && start <= at && at + bytes.len() <= start + len
+        };
+        let found = self.records.iter().skip(self.settled_records).rev().find(holds).is_some();
+        if found {
+            crate::ondisk::bytes::put(&mut self.group.buf.write(), at, bytes);
+        }
+        found
     }
 }

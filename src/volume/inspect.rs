@@ -37,6 +37,7 @@ impl Volume {
         counters.log_groups = get(&log.groups);
         counters.log_written_bytes = get(&log.written_bytes);
         counters.log_payload_bytes = get(&log.payload_bytes);
+        counters.log_replaced_bytes = get(&log.replaced_bytes);
         counters.log_group_us = get(&log.commit_us);
         counters.reads_from_payload_cache = get(&log.reads_from_cache);
         counters.reads_from_log = get(&log.reads_from_device);

@@ -113,6 +113,13 @@ impl Volume {
         let _append = self.appends.read();
         self.check_writable()?;
         let mut inner = file.write();
+        if self.replace_logged(&inner, offset, bytes)? {
+            // Sizes, changes and what marks need are as the record left them.
+            inner.touch(clock::wall_now());
+            drop(inner);
+            file.note_write(offset, end);
+            return Ok(());
+        }
         let promised = self.promise_holes(&mut inner, offset, end)?;
         let place = inner.map.get(self.block_of(offset));
         let appended = self.log.append(&Append {
@@ -145,6 +152,20 @@ impl Volume {
         self.note_touched(appended.lsn, file.id(), self.block_of(offset), self.block_of(end - 1));
         self.list_dirty(file);
         Ok(())
+    }
+
+    /// Bytes that all lie in one record of the log's open group are changed there: a page that is written again and again between two syncs is logged once.
+    fn replace_logged(&self, inner: &Inner, offset: u64, bytes: &[u8]) -> Result<bool> {
+        let end = offset + bytes.len() as u64;
+        let mut newest = inner.overlay.range(offset, end);
+        match (newest.next(), newest.next()) {
+            (Some(Extent { start, end: until, source: Source::Log(position) }), None)
+                if (start, until) == (offset, end) =>
+            {
+                self.log.replace(position, bytes)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Promises every hole in `start..end`; returns the blocks that were promised now.

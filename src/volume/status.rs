@@ -133,6 +133,8 @@ pub struct Counters {
     pub log_groups: u64,
     pub log_written_bytes: u64,
     pub log_payload_bytes: u64,
+    /// Bytes of payload that newer ones have replaced before they were written: never written at all.
+    pub log_replaced_bytes: u64,
     /// Microseconds of group writes in total: divided by groups, the latency of a sync.
     pub log_group_us: u64,
     /// Reads answered from the overlay: in memory, and from the log.

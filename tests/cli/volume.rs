@@ -408,6 +408,20 @@ fn a_second_daemon_is_refused_and_a_dead_mount_is_cleared_when_nobody_holds_it()
 }
 
 #[test]
+fn a_context_without_selinux_is_refused_before_anything_is_mounted() {
+    let Some(bench) = Bench::new() else { return };
+    if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        return println!("skipped: SELinux is enabled here");
+    }
+    bench.adopt();
+    let context = "system_u:object_r:postgresql_db_t:s0:c0,c1";
+    let output = bench.daemon_command().env("HEATFS__FUSE__CONTEXT", context).output().unwrap();
+    let line = complaint(&output, 2);
+    assert!(line.contains(context) && line.contains("SELinux is not enabled"), "{line}");
+    assert!(!bench.is_mounted());
+}
+
+#[test]
 fn what_was_fixed_at_adoption_cannot_be_changed_in_the_settings() {
     let Some(bench) = Bench::new() else { return };
     bench.adopt();

@@ -62,6 +62,7 @@ pub struct Mount<'a> {
     pub source: &'a str,
     pub everybody: bool,
     pub no_exec: bool,
+    pub context: Option<&'a str>,
     pub maintains: Maintains,
 }
 
@@ -179,6 +180,10 @@ fn mount_device(device: &OwnedFd, mountpoint: &Path, mount: &Mount<'_>) -> io::R
     let mut options = format!("fd={},rootmode={mode:o},user_id=0,group_id=0,default_permissions", device.as_raw_fd());
     if mount.everybody {
         options.push_str(",allow_other");
+    }
+    if let Some(context) = mount.context {
+        options.push(',');
+        options.push_str(&super::context_option(context));
     }
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
     if mount.no_exec {

@@ -82,14 +82,14 @@ impl Mover {
         let (bucket, idleness) = (TokenBucket::new(rate), Idleness::new(self));
         let wait = |bytes: u64| {
             while !idleness.now() {
-                if self.sleep(LOOK_AGAIN) {
+                if self.background.sleep(LOOK_AGAIN) {
                     return true;
                 }
             }
-            self.sleep(bucket.take(bytes))
+            self.background.sleep(bucket.take(bytes))
         };
         let mut rest = FIRST_PASS_AFTER;
-        while !self.sleep(rest) {
+        while !self.background.sleep(rest) {
             self.compact(&wait);
             rest = PASS_EVERY;
         }

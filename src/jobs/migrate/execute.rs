@@ -52,7 +52,7 @@ impl Mover {
         let mut open: Option<Arc<File>> = None;
         let mut left = decisions;
         while let Some(first) = left.first() {
-            if monotonic_now() >= deadline || self.stopped() {
+            if monotonic_now() >= deadline || self.background.is_stopping() {
                 return;
             }
             let adjacent = adjacent(left, RUN_BYTES / block_bytes);
@@ -86,7 +86,7 @@ impl Mover {
         left.sort_unstable();
         let mut left = left.as_slice();
         while let Some((file, first)) = left.first().copied() {
-            if monotonic_now() >= deadline || self.stopped() {
+            if monotonic_now() >= deadline || self.background.is_stopping() {
                 return;
             }
             let alike = |(at, one): &(u64, &(FileId, BlockNo))| one.0 == file && one.1.0 == first.0 + at;
@@ -106,12 +106,12 @@ impl Mover {
     /// Keeps to the byte budget and gives way to commits; true when stopped meanwhile.
     pub(super) fn wait_for_turn(&self, bytes: u64) -> bool {
         let wait = self.bucket.take(bytes);
-        if !wait.is_zero() && self.sleep(wait) {
+        if !wait.is_zero() && self.background.sleep(wait) {
             return true;
         }
         let began = monotonic_now();
         while self.must_rest() && began.elapsed() < REST_MAX {
-            if self.sleep(Duration::from_millis(20)) {
+            if self.background.sleep(Duration::from_millis(20)) {
                 return true;
             }
         }
@@ -188,7 +188,7 @@ impl Mover {
     pub(super) fn fast_lane(&self) {
         let misses = self.recorder.misses();
         let mut open = None;
-        while !self.stopped() {
+        while !self.background.is_stopping() {
             let first = match misses.recv_timeout(LANE_WAIT) {
                 Ok(miss) => miss,
                 Err(RecvTimeoutError::Timeout) => continue,
