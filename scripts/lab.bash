@@ -85,8 +85,7 @@ side_dir() {
     case $1 in
     native-*) echo "$(disk "${1#native-}")/native" ;;
     mergerfs) echo "$WORK/mergerfs" ;;
-    heatfs-uring) side_dir heatfs-nvme ;;
-    heatfs-nvme | heatfs-copy) echo "$(disk nvme)/$1" ;;
+    heatfs-nvme | heatfs-uring | heatfs-copy) echo "$(disk nvme)/$1" ;;
     heatfs-*) echo "$(disk hdd)/$1" ;;
     esac
 }
@@ -132,7 +131,7 @@ heatfs_create() {
     local side=$1 dir=$2 name tiers=()
     shift 2
     for name in nvme sata hdd; do
-        [[ $side != heatfs-nvme || $name == nvme ]] || continue
+        [[ ! $side =~ ^heatfs-(nvme|uring)$ || $name == nvme ]] || continue
         mkdir -p "$(disk "$name")/$side.tier"
         tiers+=(--tier "$name=$(disk "$name")/$side.tier")
     done

@@ -64,6 +64,8 @@ pub fn run(settings: Settings, mount_as: MountAs, start_control: StartControl) -
 fn serve(settings: Settings, mount_as: MountAs, start_control: StartControl) -> Result<()> {
     let (events_in, events) = unbounded();
     signals::watch(events_in.clone())?;
+    let mount_options = fuse_options(&settings, mount_as);
+    mount_options.check()?;
     process::prepare();
     let patience = Patience::ask();
     let point = settings.mount_path();
@@ -78,7 +80,7 @@ fn serve(settings: Settings, mount_as: MountAs, start_control: StartControl) -> 
         orphans::free(&home.join("tree"), id.volume, &volume, recovery.file_id_limit_before)?;
     }
     let opened = mountpoint::Opened::for_mounting(&point)?;
-    let mounted = fuse::mount(Arc::clone(&namespace), &point, &fuse_options(&settings, mount_as))?;
+    let mounted = fuse::mount(Arc::clone(&namespace), &point, &mount_options)?;
     drop(opened);
     let hydrator = source.map(|source| {
         let CloneSettings { streams, bytes_per_second, busy_share, .. } = settings.clone;

@@ -78,6 +78,19 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Errors: `Invalid` for what this machine cannot do, of which the kernel would only say that an argument is invalid.
+    pub fn check(&self) -> Result<()> {
+        let has_selinux = || Path::new("/sys/fs/selinux/enforce").exists();
+        match &self.context {
+            Some(context) if !has_selinux() => Err(Error::Invalid(format!(
+                "fuse.context = \"{context}\": SELinux is not enabled in this kernel; \"\" is allowed"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
 fn workers(wanted: Option<usize>) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     wanted.unwrap_or(cores.clamp(2, 15) + 1).max(1)
@@ -107,17 +120,6 @@ fn context_option(context: &str) -> String {
     format!("context=\"{context}\"")
 }
 
-/// Without SELinux the kernel would only say that an argument is invalid.
-fn check_context(options: &Options) -> Result<()> {
-    let enabled = || Path::new("/sys/fs/selinux/enforce").exists();
-    match &options.context {
-        Some(context) if !enabled() => Err(Error::Invalid(format!(
-            "fuse.context = \"{context}\": SELinux is not enabled in this kernel; \"\" is allowed"
-        ))),
-        _ => Ok(()),
-    }
-}
-
 /// A mount and the front that serves it.
 pub struct Served {
     pub mounted: Mounted,
@@ -128,7 +130,6 @@ pub struct Served {
 /// checks permissions; mounted by an ordinary user only that user may.
 pub fn mount(namespace: Arc<Namespace>, mountpoint: &Path, options: &Options) -> Result<Served> {
     let path = || mountpoint.display().to_string();
-    check_context(options)?;
     let mountpoint = mountpoint.canonicalize().map_err(|error| Error::io("find mountpoint", path(), error))?;
     let over_ring = options.io_uring && ring::is_available();
     if options.io_uring && !over_ring {

@@ -111,7 +111,7 @@ struct SegmentStart {
 struct OpenGroup {
     group: Arc<Group>,
     records: Vec<RecordHeader>,
-    /// Records before this one stay as they are: a note came after them.
+    /// Records before this one stay as they are: a mark's note, or a file's times, came after them.
     settled_records: usize,
     inline_bytes: usize,
     payload_pages: usize,
@@ -300,7 +300,7 @@ impl Log {
     }
 
     /// Puts newer bytes in the place of some that were appended at `position` (R25). False where that cannot be: the record is not in the open group any more, or
-    /// a note lies between, and what came before a mark must stay. A group becomes durable as one, so no crash can tell the difference. The caller holds the file's
+    /// a note or times lie between: what came before a mark must stay, and a write after times were set makes newer ones. A group becomes durable as one, so no crash can tell the difference. The caller holds the file's
     /// lock, and nothing newer covers these bytes of it.
     pub fn replace(&self, position: u64, bytes: &[u8]) -> Result<bool> {
         self.check_alive()?;
@@ -447,7 +447,7 @@ impl OpenGroup {
             offset: append.offset,
             length: append.length,
         });
-        if append.kind == RecordKind::Note {
+        if matches!(append.kind, RecordKind::Note | RecordKind::Times) {
             self.settled_records = self.records.len();
         }
         Appended { lsn, position }

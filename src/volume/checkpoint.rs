@@ -447,3 +447,55 @@ impl Volume {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::device::sim::{SimWorld, Survival};
+    use crate::volume::{Options, Tier, Volume, Wait};
+    use std::sync::Arc;
+    use uuid::Uuid;
+
+    const OPTIONS: Options = Options {
+        block_bytes: 16 << 10,
+        segment_bytes: 256 << 10,
+        segments: 8,
+        payload_cache_bytes: 64 << 10,
+        coalesce_at_fill: 0.5,
+        checkpoint_interval_s: 3600,
+    };
+
+    fn open(world: &SimWorld, new: bool) -> Arc<Volume> {
+        let device = world.device("nvme");
+        let tiers = vec![Tier { name: "nvme".to_owned(), device, budget_bytes: None, reserve_bytes: 0 }];
+        if new {
+            Volume::create(&tiers, &OPTIONS, Uuid::from_u128(71), &mut |_| {}).unwrap();
+        }
+        Volume::open(tiers, OPTIONS).unwrap().0
+    }
+
+    /// R25, R27: bytes replaced in the open group after a checkpoint has taken the file's row are newer than that row.
+    #[test]
+    fn a_time_that_a_checkpoint_has_not_seen_is_kept_by_the_next() {
+        let world = SimWorld::new(71);
+        let volume = open(&world, true);
+        let id = volume.issue_file_id().unwrap();
+        let file = volume.file(id).unwrap();
+        volume.write(&file, 0, &[1; 4096], Wait::Allowed).unwrap();
+        let frozen = volume.freeze().unwrap();
+        let taken = volume.attr(&file).mtime.unwrap();
+        while crate::device::clock::wall_now() <= taken {}
+        volume.write(&file, 0, &[2; 4096], Wait::Allowed).unwrap();
+        assert_eq!(volume.status().counters.log_replaced_bytes, 4096);
+        let newer = volume.attr(&file).mtime.unwrap();
+        volume.make_durable(&frozen).unwrap();
+        volume.free_superseded(frozen);
+        volume.checkpoint().unwrap();
+        let cut = open(&world.recover(Survival::None), false);
+        let file = cut.file(id).unwrap();
+        assert!(
+            taken < newer && cut.attr(&file).mtime >= Some(newer),
+            "{taken:?} {newer:?} {:?}",
+            cut.attr(&file).mtime
+        );
+    }
+}

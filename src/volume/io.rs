@@ -114,10 +114,11 @@ impl Volume {
         self.check_writable()?;
         let mut inner = file.write();
         if self.replace_logged(&inner, offset, bytes)? {
-            // Sizes, changes and what marks need are as the record left them.
+            // Size, changes and what marks need are as the record left them; a checkpoint may have taken the time since.
             inner.touch(clock::wall_now());
             drop(inner);
             file.note_write(offset, end);
+            self.list_dirty(file);
             return Ok(());
         }
         let promised = self.promise_holes(&mut inner, offset, end)?;

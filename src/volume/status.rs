@@ -134,6 +134,7 @@ pub struct Counters {
     pub log_written_bytes: u64,
     pub log_payload_bytes: u64,
     /// Bytes of payload that newer ones have replaced before they were written: never written at all.
+    #[serde(default)]
     pub log_replaced_bytes: u64,
     /// Microseconds of group writes in total: divided by groups, the latency of a sync.
     pub log_group_us: u64,

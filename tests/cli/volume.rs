@@ -409,7 +409,7 @@ fn a_second_daemon_is_refused_and_a_dead_mount_is_cleared_when_nobody_holds_it()
 
 #[test]
 fn a_context_without_selinux_is_refused_before_anything_is_mounted() {
-    let Some(bench) = Bench::new() else { return };
+    let Some(mut bench) = Bench::new() else { return };
     if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
         return println!("skipped: SELinux is enabled here");
     }
@@ -419,6 +419,8 @@ fn a_context_without_selinux_is_refused_before_anything_is_mounted() {
     let line = complaint(&output, 2);
     assert!(line.contains(context) && line.contains("SELinux is not enabled"), "{line}");
     assert!(!bench.is_mounted());
+    bench.start();
+    assert!(!bench.log().contains("did not end cleanly"), "nothing was changed: {}", bench.log());
 }
 
 #[test]

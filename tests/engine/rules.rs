@@ -575,6 +575,20 @@ fn a_page_that_is_written_again_at_once_is_logged_once() {
     assert_eq!(read(&cut, 0, 8192, 4096), [105; 4096]);
 }
 
+/// R25, R27: times set after a write are older than what is written next, though the same bytes are in the open group already.
+#[test]
+fn a_write_after_times_were_set_is_newer_than_they_are() {
+    let harness = opened(32);
+    write(&harness, 0, 0, 1, 4096);
+    harness.volume().set_times(&file(&harness, 0), Some(WallNs(12_345))).expect("sets");
+    write(&harness, 0, 0, 2, 4096);
+    harness.volume().sync_log().expect("syncs");
+    let cut = after_cut(&harness, Survival::None);
+    assert_eq!(read(&cut, 0, 0, 4096), [2; 4096]);
+    let mtime = cut.volume().attr(&file(&cut, 0)).mtime.expect("set by the write");
+    assert!(mtime > WallNs(12_345), "{mtime:?}");
+}
+
 /// R26: a checkpoint syncs only the tiers that were written.
 #[test]
 fn a_checkpoint_leaves_idle_tiers_alone() {
