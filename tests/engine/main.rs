@@ -19,6 +19,7 @@ mod marks_threads;
 mod meanwhile;
 mod model;
 mod opening;
+mod replaced;
 mod rescue;
 mod rollback_crash;
 mod rules;

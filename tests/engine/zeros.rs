@@ -102,22 +102,6 @@ fn zeros_of_a_tier_that_lost_them_stay_zeros() {
     assert_eq!(block(cut.volume(), &file, 0), vec![0; BLOCK as usize]);
 }
 
-/// R8: a tier that lost writes may show zeros where there were other bytes; they are believed again after the next checkpoint.
-#[test]
-fn zeros_of_a_tier_that_loses_writes_are_not_believed() {
-    let (harness, file) = prepared(6);
-    let volume = harness.volume();
-    volume.write(&file, 0, &vec![5; BLOCK as usize], Wait::Allowed).expect("writes");
-    volume.coalesce_all(&mut |_, _| {}).expect("coalesces");
-    let device = harness.world.device("hdd");
-    device.break_syncs(true);
-    volume.checkpoint().expect_err("the tier lost its writes");
-    device.break_syncs(false);
-    assert_eq!(volume.drop_zeros(&file, BlockNo(1), 2).expect("looks"), (2, 0));
-    volume.checkpoint().expect("the next one goes through");
-    assert_eq!(volume.drop_zeros(&file, BlockNo(1), 2).expect("looks"), (2, 2));
-}
-
 /// What lies past the end of an object that somebody has cut short is not called zeros: it is missing.
 #[test]
 fn blocks_past_the_end_of_an_object_keep_their_image() {
