@@ -196,17 +196,15 @@ daemon_counter() { daemon_json "[.. | objects | .counters? // empty][0] $1"; }
 
 daemon_rss_kib() { awk '/^VmRSS/ { print $2 }' "/proc/$DAEMON_PID/status"; }
 
-# what_clairvoyance_gives PAGES CACHED_PAGES PAGES_PER_BLOCK: the share of the Zipf load's reads that go to each tier when the hottest quarter
-# of blocks is on nvme, the next on sata, known in advance, behind a cache that always holds the hottest CACHED_PAGES
+# what_clairvoyance_gives PAGES CACHED_PAGES: the share of the Zipf load's reads that go to each tier when the hottest quarter of pages is on
+# nvme, the next on sata, known in advance, behind a cache that always holds the hottest CACHED_PAGES
 what_clairvoyance_gives() {
-    awk -v pages="$1" -v cached="$2" -v together="$3" 'BEGIN {
-        srand(1)
-        for (i = 1; i <= pages; i++) { total += weight[i] = i ^ -1.05; place[i] = i }
-        for (i = pages; i > 1; i--) { j = 1 + int(rand() * i); t = place[i]; place[i] = place[j]; place[j] = t }
-        for (i = 1; i <= pages; i++) block[int((i - 1) / together)] += place[i] > cached ? weight[place[i]] / total : 0
-        for (b in block) printf "%.12f\n", block[b]
-    }' | sort -rg | awk '{ share[NR] = $1 } END {
-        for (i = 1; i <= NR; i++) tier[i <= NR / 4 ? 1 : i <= NR / 2 ? 2 : 3] += share[i]
+    awk -v pages="$1" -v cached="$2" 'BEGIN {
+        for (i = 1; i <= pages; i++) total += i ^ -1.05
+        for (i = cached + 1; i <= pages; i++) {
+            rank = i - cached
+            tier[rank <= pages / 4 ? 1 : rank <= pages / 2 ? 2 : 3] += i ^ -1.05 / total
+        }
         printf "nvme %.3f, sata %.3f, hdd %.3f of all transactions\n", tier[1], tier[2], tier[3]
     }'
 }

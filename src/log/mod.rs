@@ -299,9 +299,9 @@ impl Log {
         Ok(appended)
     }
 
-    /// Puts newer bytes in the place of some that were appended at `position` (R25). False where that cannot be: the record is not in the open group any more, or
-    /// a note or times lie between: what came before a mark must stay, and a write after times were set makes newer ones. A group becomes durable as one, so no crash can tell the difference. The caller holds the file's
-    /// lock, and nothing newer covers these bytes of it.
+    /// Puts newer bytes in the place of some that were appended at `position` (R25). A group becomes durable as one, so no crash can tell the difference.
+    /// False where that cannot be: the record is not in the open group any more, or a note or times came after it. What came before a mark must stay, and a
+    /// write after times were set makes newer ones. The caller holds the file's lock, and nothing newer covers these bytes of it.
     pub fn replace(&self, position: u64, bytes: &[u8]) -> Result<bool> {
         self.check_alive()?;
         if position < self.durable_address() {
@@ -455,19 +455,14 @@ impl OpenGroup {
 
     /// As [`Log::replace`].
     fn replace(&self, position: u64, bytes: &[u8]) -> bool {
-        let Some(at) = position.checked_sub(self.group.start).and_then(|at| usize::try_from(at).ok()) else {
-            return false;
+        let Some(start) = position.checked_sub(self.group.start) else { return false };
+        let end = start + bytes.len() as u64;
+        let holds = |record: &RecordHeader| {
+            let first = record.payload_offset();
+            record.kind == RecordKind::Data && first <= start && end <= first + record.length
         };
-        let holds = |record: &&RecordHeader| {
-            let start = match (record.inline_offset, record.payload_page) {
-                (0, page) => (1 + usize::from(page)) * PAGE,
-                (inline, _) => usize::from(inline),
-            };
-            let len = usize::try_from(record.length).unwrap_or(0);
-            record.kind == RecordKind::Data && start <= at && at + bytes.len() <= start + len
-        };
-        let found = self.records.iter().skip(self.settled_records).rev().find(holds).is_some();
-        if found {
+        let found = self.records.iter().skip(self.settled_records).rev().any(holds);
+        if let (true, Ok(at)) = (found, usize::try_from(start)) {
             crate::ondisk::bytes::put(&mut self.group.buf.write(), at, bytes);
         }
         found

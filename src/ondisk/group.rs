@@ -25,7 +25,7 @@
 
 use super::bytes::{Malformed, Reader, put};
 use super::checksum64;
-use crate::units::{FileId, PAGE, WallNs};
+use crate::units::{FileId, PAGE, PAGE_BYTES, WallNs};
 use uuid::Uuid;
 
 pub const MAGIC: [u8; 8] = *b"HFSGRP\0\x01";
@@ -121,6 +121,14 @@ impl RecordHeader {
             return Err(Malformed("record reaches past the largest file"));
         }
         Ok(RecordHeader { kind, flags, tier, score, inline_offset, payload_page, file, offset, length })
+    }
+
+    /// Where the payload begins, in bytes from the beginning of its group.
+    pub fn payload_offset(&self) -> u64 {
+        match self.inline_offset {
+            0 => (1 + u64::from(self.payload_page)) * PAGE_BYTES,
+            inline => u64::from(inline),
+        }
     }
 
     /// Pages of payload that this record owns.

@@ -551,7 +551,7 @@ mod tests {
                 }
                 for since in [0, epoch.saturating_sub(1), epoch.saturating_sub(100), epoch] {
                     let known = pages(&map, since);
-                prop_assert_eq!(map.is_changed_since(since), !known.is_empty());
+                    prop_assert_eq!(map.is_changed_since(since), !known.is_empty());
                     for page in 0..80u64 {
                         let changed = model[page as usize] > since;
                         prop_assert!(known.contains(&page) || !changed, "page {page} since {since} is missing");

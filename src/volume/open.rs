@@ -17,7 +17,7 @@ use crate::ondisk::group::{FIXED_LEN, GroupHeader, RECORD_LEN, RecordHeader, Rec
 use crate::ondisk::note::{MARKER_LEN, Marker};
 use crate::ondisk::rows::{FileRow, MAP_CHUNK_BLOCKS};
 use crate::tier::objects::Objects;
-use crate::units::{BlockNo, FileId, Lsn, PAGE_BYTES, TierId, WallNs};
+use crate::units::{BlockNo, FileId, Lsn, TierId, WallNs};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -72,14 +72,6 @@ fn geometry_of(meta: &Meta) -> Geometry {
 
 fn lsn_of(group_address: u64, record: usize) -> Lsn {
     Lsn(group_address + (FIXED_LEN + record * RECORD_LEN) as u64)
-}
-
-/// Where the record's payload is.
-fn position_of(group_address: u64, record: &RecordHeader) -> u64 {
-    match record.inline_offset {
-        0 => group_address + (1 + u64::from(record.payload_page)) * PAGE_BYTES,
-        inline => group_address + u64::from(inline),
-    }
 }
 
 struct ReplayGroup {
@@ -306,7 +298,7 @@ impl Volume {
                     continue;
                 }
                 let mut payload = [0; MARKER_LEN];
-                self.log.read(position_of(group.address, record), &mut payload)?;
+                self.log.read(group.address + record.payload_offset(), &mut payload)?;
                 let marker = Marker::decode(&payload).map_err(|error| Error::Corrupt {
                     what: "marker of a snapshot",
                     path: "log".to_string(),
@@ -326,7 +318,7 @@ impl Volume {
         self.begin_change(record.file, &mut inner);
         match record.kind {
             RecordKind::Data if record.length > 0 => {
-                let position = position_of(group_address, record);
+                let position = group_address + record.payload_offset();
                 self.promise_holes_again(&mut inner, record.offset, end);
                 self.keep(record.file, &mut inner, record.offset, end);
                 self.note_change(&mut inner, record.offset, end);
